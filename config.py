@@ -1,0 +1,191 @@
+"""Every setting of a run: one dataclass that is the command line and the YAML file."""
+
+import argparse
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+import yaml
+
+from data.batches import Shuffle
+from data.encode import Template
+from dpo.loss import Loss
+
+
+class UsageError(ValueError):
+    """A flag or a configuration file is wrong; the message names it and says what to do."""
+
+
+def flag(default: Any, text: str, group: str = "") -> Any:
+    """Declare a setting: its default, its help, and the heading that starts with it."""
+    return field(default=default, metadata={"help": text, "group": group})
+
+
+@dataclass
+class Config:
+    """The settings, in the order of `--help`. A field `grad_accum` is the flag `--grad-accum`."""
+
+    model: str = flag("auto", "Hub id, folder, builtin, or auto", "model")
+    revision: str | None = flag(None, "branch, tag or commit of a Hub model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag("auto", "of the base")
+    attention: Literal["auto", "eager", "sdpa"] = flag("auto", "how attention is computed")
+    device: str = flag("auto", "cpu, cuda, cuda:1, mps, or auto")
+
+    rank: int = flag(8, "r of LoRA", "LoRA")
+    alpha: float = flag(16.0, "the delta is scaled by alpha / r")
+    dropout: float = flag(0.05, "on the LoRA path")
+    target_modules: tuple[str, ...] = flag(("q_proj", "v_proj"), "names of the layers to patch")
+    rslora: bool = flag(False, "scale the delta by alpha / sqrt(r) instead")
+
+    beta: float = flag(0.1, "a larger one keeps the policy closer to the reference", "DPO")
+    loss: Loss = flag("sigmoid", "the formula")
+    label_smoothing: float = flag(0.0, "share of pairs assumed to be labelled the wrong way round")
+    reference_free: bool = flag(False, "score by log pi(y|x) alone, without the reference")
+
+    data: str = flag("auto", "truthfulqa, builtin, a CSV in TruthfulQA's columns, or auto", "data")
+    template: Literal["auto", Template] = flag("auto", "how a question becomes text")
+    max_length: int | None = flag(None, "tokens; longer questions are left out and named")
+    eval_fraction: float = flag(0.2, "share of the questions held out")
+    shuffle: Shuffle = flag("questions", "what is shuffled: whole questions or single pairs")
+
+    lr: float = flag(5e-4, "peak learning rate", "training")
+    epochs: int = flag(1, "passes over the pairs")
+    max_steps: int | None = flag(None, "stop after this many optimizer steps")
+    batch_size: int = flag(2, "pairs; times --grad-accum it is the pairs of an optimizer step")
+    grad_accum: int = flag(4, "see --batch-size; memory is bounded by tokens, not by this")
+    schedule: Literal["linear", "cosine", "constant"] = flag("linear", "of the learning rate")
+    warmup_ratio: float = flag(0.1, "share of the steps that warm up")
+    weight_decay: float = flag(0.0, "of AdamW")
+    max_grad_norm: float = flag(1.0, "clip the gradient's norm to this")
+    seed: int = flag(0, "of the split, the order, A and the dropout")
+
+    output_dir: str | None = flag(None, "a new folder; default runs/DATE-TIME", "run")
+    merge: bool = flag(True, "skip the merged model")
+    merge_dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag("auto", "of merged/")
+    debug: bool = flag(False, "show tracebacks")
+
+    def validate(self) -> None:
+        """Check every range.
+
+        Raises:
+            UsageError: a value is out of range.
+        """
+        ranges: list[tuple[str, bool, str]] = [
+            ("rank", self.rank >= 1, "1 or more"),
+            ("alpha", self.alpha > 0, "above 0"),
+            ("dropout", 0 <= self.dropout < 1, "0 or more and below 1"),
+            ("target_modules", len(self.target_modules) > 0, "at least one name"),
+            ("beta", self.beta > 0, "above 0"),
+            ("label_smoothing", 0 <= self.label_smoothing < 0.5, "0 or more and below 0.5"),
+            ("max_length", self.max_length is None or self.max_length > 1, "2 or more"),
+            ("eval_fraction", 0 < self.eval_fraction < 1, "between 0 and 1"),
+            ("lr", self.lr > 0, "above 0"),
+            ("epochs", self.epochs >= 1, "1 or more"),
+            ("max_steps", self.max_steps is None or self.max_steps >= 1, "1 or more"),
+            ("batch_size", self.batch_size >= 1, "1 or more"),
+            ("grad_accum", self.grad_accum >= 1, "1 or more"),
+            ("warmup_ratio", 0 <= self.warmup_ratio <= 1, "0 to 1"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
+        ]
+        for name, fits, what in ranges:
+            if not fits:
+                raise UsageError(f"{_flag(name)} {getattr(self, name)} must be {what}")
+
+    def save(self, path: Path) -> None:
+        """Write every setting but the output folder, so that `--config` repeats the run anew."""
+        settings = dataclasses.asdict(self) | {"target_modules": list(self.target_modules)}
+        del settings["output_dir"], settings["debug"]
+        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def parse(argv: list[str] | None = None) -> Config:
+    """Read the command line over the YAML file that `--config` may name over the defaults.
+
+    Raises:
+        UsageError: a flag, a value or the file is wrong.
+    """
+    parser = _Parser(
+        prog="train.py",
+        description="Fine-tune a language model with DPO through LoRA, then merge.",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
+    hints = get_type_hints(Config)
+    group: Any = parser
+    for item in dataclasses.fields(Config):
+        if item.metadata["group"]:
+            group = parser.add_argument_group(item.metadata["group"])
+        options: dict[str, Any] = {"help": item.metadata["help"], "default": item.default}
+        kind = hints[item.name]
+        if kind is bool:
+            options["action"] = "store_false" if item.default else "store_true"
+        elif get_origin(kind) is tuple:
+            options |= {"nargs": "+", "metavar": "NAME"}
+        elif get_origin(kind) is Literal:
+            options["choices"] = get_args(kind)
+        else:
+            options["type"] = next((t for t in get_args(kind) if t is not type(None)), kind)
+            options["metavar"] = {int: "N", float: "X"}.get(options["type"], "TEXT")
+        group.add_argument(_flag(item.name), dest=item.name, **options)
+
+    first = parser.parse_args(argv)
+    if first.config:
+        parser.set_defaults(**_read_yaml(Path(first.config), hints))
+    settings = vars(parser.parse_args(argv))
+    del settings["config"]
+    settings["target_modules"] = tuple(settings["target_modules"])
+    config = Config(**settings)
+    config.validate()
+    return config
+
+
+def _flag(name: str) -> str:
+    """Return the flag of a field; a switch that is on by default is turned off by `--no-...`."""
+    off = name == "merge"
+    return f"--{'no-' if off else ''}{name.replace('_', '-')}"
+
+
+def _read_yaml(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--config {path} cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise UsageError(f"--config {path} holds no `name: value` lines")
+    for name, value in settings.items():
+        kind = hints.get(name)
+        if kind is None:
+            raise UsageError(f"--config {path}: unknown setting {name!r}{_closest(name, hints)}")
+        if get_origin(kind) is tuple and isinstance(value, list):
+            settings[name] = tuple(map(str, value))
+            continue
+        if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+            try:  # YAML 1.1 reads 5e-4 as text
+                settings[name] = value = float(value)
+            except ValueError:
+                pass
+        if get_origin(kind) is Literal:
+            fits = value in get_args(kind)
+        else:
+            fits = type(value) in (get_args(kind) or (kind,))
+        if not fits:
+            raise UsageError(f"--config {path}: {name}: {value!r} is no value for it; see --help")
+    return settings
+
+
+def _closest(name: str, names: Any) -> str:
+    near = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Say what is wrong in one line instead of printing forty flags before it."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        flags = [s for a in self._actions for s in a.option_strings]
+        raise UsageError(f"{message}{_closest(wrong, flags) if wrong else ''} (see --help)")

@@ -1,0 +1,186 @@
+"""Preferences as token tries: every token that answers share is computed once.
+
+A question's prompt and its answers form one tree of tokens. A token may attend to itself and to its
+ancestors, so each path from the root reads exactly what that answer alone would have read.
+
+Nodes are stored depth-first, which makes a subtree a contiguous range:
+
+    node:     0    1    2    3    4          prompt = (Q, :)
+    token:    Q    :    a    b    c          answers = (a b .), (a .), (c d)
+    ends:     5    5    4    4    5          node j is an ancestor of i  <=>  j <= i < ends[j]
+
+Every answer token is an *edge* (from the node that predicts it to the token predicted). The last
+token of a branch (`.`, `.` and `d` above) is predicted but never fed: nothing follows it.
+
+Shape legend: B rows, L tokens in a row, E scored edges, A answers, N edges summed over answers.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+Tokens = tuple[int, ...]
+
+ROW_TOKENS = (
+    256  # short tries are packed into rows of about this length; attention stays cheap there
+)
+
+
+class Trie(NamedTuple):
+    """One question's tokens, depth-first, with each token that is fed or predicted stored once."""
+
+    tokens: list[int]  # the fed tokens
+    depths: list[int]  # their positions in the text, 0 for the first
+    ends: list[int]  # one past the last node of each node's subtree
+    edge_from: list[int]  # the node that predicts ...
+    edge_token: list[int]  # ... this token
+    paths: list[list[int]]  # for each answer the edges it walks, in order
+
+
+class TreeBatch(NamedTuple):
+    """Tries packed into rows of equal length; what `dpo.answer_logps` scores."""
+
+    tokens: Tensor  # (B, L) int64, 0 where padded
+    positions: Tensor  # (B, L) int64, the depth in the own trie
+    ends: Tensor  # (B, L) int64, column one past the node's subtree; j + 1 for a padding column j
+    edge_from: Tensor  # (E,) int64 into the B * L flattened nodes
+    edge_token: Tensor  # (E,) int64
+    path_edges: Tensor  # (N,) int64, the edges of every answer, one answer after the other
+    path_answers: Tensor  # (N,) int64, the answer each of them belongs to
+    answers: int  # A
+    shared: bool  # False: a row is one answer alone, and a model needs no tree mask to read it
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the batch with its tensors on `device`."""
+        return self._replace(
+            **{k: v.to(device) for k, v in self._asdict().items() if isinstance(v, Tensor)}
+        )
+
+
+def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
+    """Merge the answers to one prompt into a trie; `paths` keeps the order of `answers`.
+
+    Answers are inserted in sorted order. A node's descendants then follow it directly, so that
+    appending nodes as they gain their first child *is* the depth-first order.
+
+    Raises:
+        ValueError: the prompt or an answer has no token, so that nothing could be predicted.
+    """
+    if not prompt or not all(answers):
+        raise ValueError("a trie needs a prompt and answers of at least one token each")
+    tokens, depths = list(prompt), list(range(len(prompt)))
+    parents = [max(i - 1, 0) for i in range(len(prompt))]
+    edge_from: list[int] = []
+    edge_token: list[int] = []
+    paths: list[list[int]] = [[] for _ in answers]
+    node_of: dict[int, int] = {}  # edge -> the node its token became, once it has a child
+
+    previous: Tokens = ()
+    path: list[int] = []  # the edges of `previous`
+    for k in sorted(range(len(answers)), key=answers.__getitem__):
+        answer = answers[k]
+        path = path[: common_prefix(previous, answer)]
+        for token in answer[len(path) :]:
+            node = len(prompt) - 1
+            if path:
+                edge = path[-1]
+                if edge not in node_of:  # its first child: now the token has to be fed
+                    node_of[edge] = len(tokens)
+                    parents.append(edge_from[edge])
+                    depths.append(depths[edge_from[edge]] + 1)
+                    tokens.append(edge_token[edge])
+                node = node_of[edge]
+            path.append(len(edge_from))
+            edge_from.append(node)
+            edge_token.append(token)
+        paths[k] = path
+        previous = answer
+
+    ends = list(range(1, len(tokens) + 1))
+    for i in reversed(range(1, len(tokens))):
+        ends[parents[i]] = max(ends[parents[i]], ends[i])
+    return Trie(tokens, depths, ends, edge_from, edge_token, paths)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many leading items `a` and `b` share."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
+    """Pack tries into rows and number their answers 0 ... A-1 in the order given.
+
+    With `shared=False` every trie must be a single path and gets a row of its own.
+    """
+    capacity = max(ROW_TOKENS if shared else 0, *(len(t.tokens) for t in tries))
+    place: list[tuple[int, int]] = [(0, 0)] * len(tries)  # (row, first column)
+    used: list[int] = []
+    for k in sorted(range(len(tries)), key=lambda k: -len(tries[k].tokens)):  # first-fit decreasing
+        size = len(tries[k].tokens)
+        fits = (r for r, u in enumerate(used) if shared and u + size <= capacity)
+        row = next(fits, len(used))
+        if row == len(used):
+            used.append(0)
+        place[k] = (row, used[row])
+        used[row] += size
+
+    rows, length = len(used), max(used)
+    tokens = torch.zeros(rows, length, dtype=torch.long)
+    positions = torch.zeros(rows, length, dtype=torch.long)
+    ends = torch.arange(1, length + 1).repeat(rows, 1)  # padding sees itself alone: no NaN
+    edge_from: list[int] = []
+    edge_token: list[int] = []
+    path_edges: list[int] = []
+    path_answers: list[int] = []
+    answers = 0
+    for trie, (row, column) in zip(tries, place, strict=True):
+        span = slice(column, column + len(trie.tokens))
+        tokens[row, span] = torch.tensor(trie.tokens)
+        positions[row, span] = torch.tensor(trie.depths)
+        ends[row, span] = torch.tensor(trie.ends) + column
+        for path in trie.paths:
+            path_edges += (len(edge_from) + edge for edge in path)
+            path_answers += [answers] * len(path)
+            answers += 1
+        edge_from += (row * length + column + node for node in trie.edge_from)
+        edge_token += trie.edge_token
+    flat = (torch.tensor(x) for x in (edge_from, edge_token, path_edges, path_answers))
+    return TreeBatch(tokens, positions, ends, *flat, answers=answers, shared=shared)
+
+
+def question_tries(prompt: Tokens, answers: Sequence[Tokens], shared: bool = True) -> list[Trie]:
+    """Return one trie for all answers or, unshared, a single-path trie for each: a plain row."""
+    return [build_trie(prompt, group) for group in ([answers] if shared else zip(answers))]
+
+
+def ancestor_mask(positions: Tensor, ends: Tensor, window: int | None = None) -> Tensor:
+    """Return (B, L, L) bool: may token i (row) attend to token j (column)?
+
+    `j <= i < ends[j]` holds exactly when j is i or an ancestor of i. A sliding window counts
+    positions in the text, not columns: `positions[i] - positions[j] < window`.
+    """
+    column = torch.arange(ends.shape[1], device=ends.device)
+    i, j = column[:, None], column[None, :]
+    mask = (j <= i) & (i < ends[:, None, :])
+    if window is not None:
+        mask &= positions[:, :, None] - positions[:, None, :] < window
+    return mask
+
+
+def count_tokens(questions: Iterable[tuple[Tokens, Sequence[Tokens]]]) -> dict[str, int]:
+    """Count an epoch's tokens over (prompt, (chosen, rejected ...)).
+
+    `as_pairs`: each pair as two whole texts without padding; `as_tries`: what is fed here.
+    """
+    as_pairs = as_tries = 0
+    for prompt, (chosen, *rejected) in questions:
+        as_pairs += sum(2 * len(prompt) + len(chosen) + len(answer) for answer in rejected)
+        as_tries += len(build_trie(prompt, [chosen, *rejected]).tokens)
+    return {"as_pairs": as_pairs, "as_tries": as_tries}

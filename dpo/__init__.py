@@ -1,0 +1,39 @@
+"""Direct Preference Optimization over tries: log-probs, loss, reference, evaluation.
+
+May import `data`, never `lora`: a model with adapters is a model.
+"""
+
+from dpo.evaluate import Metrics, evaluate
+from dpo.logps import answer_logps, edge_logps
+from dpo.loss import DPOLoss, dpo_loss
+from dpo.metrics import pair_columns, step_metrics
+from dpo.reference import (
+    answer_key,
+    base_fingerprint,
+    read_cache,
+    score_answers,
+    scores_of,
+    scoring_batches,
+    write_cache,
+)
+from dpo.selfcheck import SelfCheck, check_sharing
+
+__all__ = [
+    "DPOLoss",
+    "Metrics",
+    "SelfCheck",
+    "answer_key",
+    "answer_logps",
+    "base_fingerprint",
+    "check_sharing",
+    "dpo_loss",
+    "edge_logps",
+    "evaluate",
+    "pair_columns",
+    "read_cache",
+    "score_answers",
+    "scores_of",
+    "scoring_batches",
+    "step_metrics",
+    "write_cache",
+]

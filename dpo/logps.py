@@ -1,0 +1,175 @@
+"""log pi(y|x) of every answer in a `TreeBatch`, and the fused head that makes it cheap.
+
+Shape legend: B rows, L tokens in a row, E scored edges, A answers, H hidden, V vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.trees import TreeBatch, ancestor_mask
+
+TILE_CELLS = {
+    "cpu": 2**20,
+    "cuda": 2**28,
+}  # E x T float32 scores held at a time; cache-sized on CPU
+
+
+def answer_logps(model: Any, batch: TreeBatch) -> Tensor:
+    """Return (A,) float32: log pi(y|x) of each answer, summed over its tokens, in nats.
+
+        log pi(y|x) = sum_t log softmax(z_t)[y_t]
+
+    z_t are the logits at the node before y_t. `model` is a causal language model of transformers,
+    with or without LoRA layers; the gradient flows to whatever of its body is trained.
+    """
+    edges = edge_logps(model, batch)
+    sums = torch.zeros(batch.answers, device=edges.device)
+    return sums.index_add(0, batch.path_answers, edges[batch.path_edges])
+
+
+def edge_logps(model: Any, batch: TreeBatch) -> Tensor:
+    """Return (E,) float32: the log-prob of each distinct answer token, given its path."""
+    if not batch.shared:
+        return _plain_edge_logps(model, batch)
+    hidden = model.base_model(
+        input_ids=batch.tokens,
+        position_ids=batch.positions,
+        attention_mask=attention_masks(model, batch),
+        use_cache=False,
+    ).last_hidden_state
+    rows = hidden.flatten(0, 1)[batch.edge_from]  # (E, H)
+    return token_logps(rows, batch.edge_token, head_of(model))
+
+
+def _plain_edge_logps(model: Any, batch: TreeBatch) -> Tensor:
+    """Score rows of one answer each with the model's own forward, whatever its architecture."""
+    column = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+    padding = batch.ends == column + 1  # a node with no descendant: padding, or the row's last
+    last = (~padding).sum(1, keepdim=True)
+    logits = model(
+        input_ids=batch.tokens, attention_mask=(column <= last).long(), use_cache=False
+    ).logits
+    scores = logits.flatten(0, 1)[batch.edge_from].float().log_softmax(-1)  # (E, V)
+    return scores.gather(1, batch.edge_token[:, None]).squeeze(1)
+
+
+def attention_masks(model: Any, batch: TreeBatch) -> Tensor | dict[str, Tensor]:
+    """Return additive masks (B, 1, L, L): 0 where token i may see token j, else the dtype's minimum.
+
+    An architecture with layer types gets one for each, by name; others get one tensor, windowed if
+    all their layers are.
+    """
+    config = model.config.get_text_config()
+
+    def additive(window: int | None) -> Tensor:
+        mask = ancestor_mask(batch.positions, batch.ends, window)[:, None]
+        least = torch.finfo(model.dtype).min
+        return torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, least)
+
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if not types:
+        return additive(window)
+    return {t: additive(window if t == "sliding_attention" else None) for t in set(types)}
+
+
+class Head(NamedTuple):
+    """How hidden states become logits: cap(scale * (h W^T + bias)), cap(z) = c tanh(z / c)."""
+
+    weight: Tensor  # (V, H), frozen
+    bias: Tensor | None  # (V,), frozen
+    scale: float = 1.0
+    softcap: float | None = None  # c; Gemma 2 has 30
+
+
+def head_of(model: Any) -> Head:
+    """Read a model's output head. What it cannot express, the self-check at start-up finds."""
+    linear, config = model.get_output_embeddings(), model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(linear.weight, getattr(linear, "bias", None), scale, softcap)
+
+
+def token_logps(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+    """Return (E,) float32 log softmax(z)[y] for hidden (E, H) and targets y (E,); see `_TokenLogps`."""
+    logps: Tensor = _TokenLogps.apply(hidden, targets, head)
+    return logps
+
+
+class _TokenLogps(torch.autograd.Function):
+    """One pass over the vocabulary in tiles; no logits are kept, and the gradient is formed forward.
+
+    Take the target y out of the sum and a token's log-prob is a logistic function, just as a DPO
+    pair is. With R = log sum_{v != y} exp z_v, the log-sum-exp of the rest,
+
+        log p_y       = -softplus(R - z_y)
+        d log p_y/dz  = (1 - p_y) (onehot_y - q)       1 - p_y = sigmoid(R - z_y)
+
+    where q is the softmax over the rest alone. Both are exact for confident tokens, where forming
+    onehot - p would cancel: no 1 - p is ever computed from a rounded p near 1.
+
+    R and the rest's mean weight, sum_v q_v W_v, accumulate over tiles in float32 with a running
+    maximum m, as in online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+        need_grad = ctx.needs_input_grad[0]
+        weight, (rows, width) = head.weight, hidden.shape
+        row = torch.arange(rows, device=hidden.device)
+
+        def logits(scores: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            """Return z and dz/d(scores) / scale (None stands for 1)."""
+            if bias is not None:
+                scores = scores + bias.float()
+            if head.scale != 1.0:
+                scores = scores * head.scale
+            if head.softcap is None:
+                return scores, None
+            t = torch.tanh(scores / head.softcap)
+            return head.softcap * t, 1 - t * t
+
+        target_weight = weight[targets].float()  # (E, H)
+        target_score = (hidden.float() * target_weight).sum(-1)
+        target_bias = None if head.bias is None else head.bias[targets]
+        z_target, slope_target = logits(target_score, target_bias)
+
+        m = torch.full((rows, 1), torch.finfo(torch.float32).min, device=hidden.device)
+        total = torch.zeros_like(m)  # sum_{v != y} exp(z_v - m)
+        mean = torch.zeros(rows if need_grad else 0, width, device=hidden.device)
+        cells = TILE_CELLS.get(hidden.device.type, TILE_CELLS["cuda"])
+        tile = max(512, 1 << (cells // rows).bit_length() - 1)
+        for start in range(0, weight.shape[0], tile):
+            part = weight[start : start + tile]  # (T, H)
+            bias = None if head.bias is None else head.bias[start : start + tile]
+            z, slope = logits((hidden @ part.T).float(), bias)  # (E, T)
+            column = (targets - start).clamp(0, len(part) - 1)
+            inside = (targets >= start) & (targets < start + tile)
+            z[row, column] = z[row, column].masked_fill(inside, -torch.inf)
+            new_m = torch.maximum(m, z.amax(-1, keepdim=True))
+            shrink = torch.exp(m - new_m)
+            z.sub_(new_m).exp_()  # now exp(z - m), and 0 at the target
+            total = total * shrink + z.sum(-1, keepdim=True)
+            if need_grad:
+                if slope is not None:
+                    z.mul_(slope)
+                mean.mul_(shrink).add_(z.to(part.dtype) @ part)
+            m = new_m
+
+        rest = (m + total.log()).squeeze(1)  # R
+        if need_grad:
+            if slope_target is not None:
+                target_weight = target_weight * slope_target[:, None]
+            away = torch.sigmoid(rest - z_target)[:, None]  # 1 - p_y
+            gradient = head.scale * away * (target_weight - mean / total)
+            ctx.save_for_backward(gradient.to(hidden.dtype))
+        return -F.softplus(rest - z_target)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return (grad[:, None] * gradient).to(gradient.dtype), None, None

@@ -1,0 +1,36 @@
+"""The frozen base model and its hand-written low-rank adapters. Imports nothing local."""
+
+from lora.adapter import (
+    adapter_parameters,
+    adapters_disabled,
+    add_lora,
+    load_adapter,
+    lora_layers,
+    save_adapter,
+    train_adapters,
+)
+from lora.base import GEMMA_TERMS, Base, choose_device, choose_dtype, choose_model, load_base
+from lora.layer import LoRALinear, ModelError
+from lora.merge import merge_lora, merge_rounding, merged_weight, save_merged
+
+__all__ = [
+    "GEMMA_TERMS",
+    "Base",
+    "LoRALinear",
+    "ModelError",
+    "adapter_parameters",
+    "adapters_disabled",
+    "add_lora",
+    "choose_device",
+    "choose_dtype",
+    "choose_model",
+    "load_adapter",
+    "load_base",
+    "lora_layers",
+    "merge_lora",
+    "merge_rounding",
+    "merged_weight",
+    "save_adapter",
+    "save_merged",
+    "train_adapters",
+]

