@@ -12,6 +12,7 @@ import yaml
 from data.batches import Shuffle
 from data.encode import Template
 from dpo.loss import Loss
+from dpo.schedule import Schedule
 
 
 class UsageError(ValueError):
@@ -55,7 +56,7 @@ class Config:
     max_steps: int | None = flag(None, "stop after this many optimizer steps")
     batch_size: int = flag(2, "pairs; times --grad-accum it is the pairs of an optimizer step")
     grad_accum: int = flag(4, "see --batch-size; memory is bounded by tokens, not by this")
-    schedule: Literal["linear", "cosine", "constant"] = flag("linear", "of the learning rate")
+    schedule: Schedule = flag("linear", "of the learning rate")
     warmup_ratio: float = flag(0.1, "share of the steps that warm up")
     weight_decay: float = flag(0.0, "of AdamW")
     max_grad_norm: float = flag(1.0, "clip the gradient's norm to this")

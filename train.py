@@ -97,9 +97,7 @@ def run(config: Config) -> Path:
 
     # The loop.
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    schedule = transformers.get_scheduler(
-        config.schedule, optimizer, round(config.warmup_ratio * len(steps)), len(steps)
-    )
+    warmup = round(config.warmup_ratio * len(steps))
     lora.train_adapters(model)
     progress = Progress("Training", pairs_trained, "pairs")
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as log:
@@ -117,9 +115,9 @@ def run(config: Config) -> Path:
                 (result.loss.sum() / len(pairs)).backward()
                 seen.append(dpo.pair_columns(result, logps[chosen], logps[rejected]))
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-            rate = schedule.get_last_lr()[0]
+            rate = config.lr * dpo.schedule_factor(step, len(steps), warmup, config.schedule)
+            optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad()
             metrics = dpo.step_metrics(torch.cat(seen, 1))
             metrics |= {"grad_norm": float(norm), "learning_rate": rate}

@@ -16,11 +16,13 @@ from dpo.reference import (
     scoring_batches,
     write_cache,
 )
+from dpo.schedule import Schedule, schedule_factor
 from dpo.selfcheck import SelfCheck, check_sharing
 
 __all__ = [
     "DPOLoss",
     "Metrics",
+    "Schedule",
     "SelfCheck",
     "answer_key",
     "answer_logps",
@@ -31,6 +33,7 @@ __all__ = [
     "evaluate",
     "pair_columns",
     "read_cache",
+    "schedule_factor",
     "score_answers",
     "scores_of",
     "scoring_batches",

@@ -1,0 +1,139 @@
+"""Small random models of real architectures, and a tokenizer trained on the spot."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+VOCABULARY = 97
+WINDOW = 6  # shorter than the paths of the tests, so that sliding windows matter
+
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+MIXED = ["sliding_attention", "full_attention"] * 2
+ARCHITECTURES = {
+    "llama": lambda: transformers.LlamaConfig(**SMALL),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **SMALL,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=WINDOW,
+        layer_types=MIXED,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **SMALL, head_dim=8, query_pre_attn_scalar=8, sliding_window=WINDOW, layer_types=MIXED
+    ),
+    "qwen2": lambda: transformers.Qwen2Config(
+        **SMALL, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2
+    ),
+    "qwen3": lambda: transformers.Qwen3Config(**SMALL, head_dim=8),
+    "mistral": lambda: transformers.MistralConfig(**SMALL, head_dim=8, sliding_window=WINDOW),
+}
+
+
+def small_model(architecture="llama", attention="eager", **changes):
+    """A random model in float32, its weights large enough that scores differ clearly."""
+    config = ARCHITECTURES[architecture]()
+    for name, value in changes.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.3 if "embed" not in name else 1.0)
+    return model.eval()
+
+
+def randomise(model, seed=1, scale=0.3):
+    """Give every B a value, so that the adapters do something."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if name.endswith(".B"):
+            weight.data.copy_(torch.randn(weight.shape, generator=generator) * scale)
+
+
+def relative_error(found, expected):
+    """|found - expected| / |expected| in the Euclidean norm."""
+    return float((found - expected).norm() / expected.norm())
+
+
+TEXT = [
+    "Question: What is heavier, a pound of lead or a pound of feathers?\nAnswer: Both weigh the",
+    "same, a pound each. The lead only looks heavier, since it is smaller. Do bats see? Yes, no.",
+]
+
+
+def small_tokenizer(bos="<s>", eos="</s>", pad="<pad>", **more):
+    """Byte-level BPE trained on a few sentences, with the special tokens asked for."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [t for t in (pad, bos, eos, "<turn>", "<end>") if t]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        additional_special_tokens=["<turn>", "<end>"],
+        **more,
+    )
+
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<turn>{{ m.role }}\n{{ m.content | trim }}<end>\n"
+    "{% endfor %}{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return small_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory, tokenizer):
+    """A small Gemma 2 and its tokenizer, as a folder that --model takes."""
+    folder = tmp_path_factory.mktemp("small-gemma2")
+    small_model("gemma2", vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+QUESTIONS_CSV = """Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source
+A,One,Do bats see?,Bats see well,Bats see well; Bats can see,Bats are blind; Bats see nothing,s
+A,One,What is heavier?,Both weigh the same,Neither is heavier,The lead; The feathers; A pound,s
+A,Two,Is lead smaller?,Lead is smaller,Yes; Lead is smaller,No; Lead is larger; Lead is the same,s
+A,Two,Do feathers weigh?,"Yes, a pound",Feathers weigh,No; Feathers do not; Nothing weighs,s
+A,Two,Who looks heavier?,The lead looks heavier,The lead,The bats; Feathers look heavier,s
+"""
+
+
+@pytest.fixture
+def questions_csv(tmp_path):
+    path = tmp_path / "questions.csv"
+    path.write_text(QUESTIONS_CSV, encoding="utf-8")
+    return path

@@ -1,0 +1,65 @@
+"""Order: every pair once an epoch, nothing dropped, and plans that bound memory alone."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.batches import epoch_order, micro_batches, optimizer_steps, step_batches
+from data.encode import EncodedQuestion
+from data.trees import build_trie
+
+
+def question(number, rejected):
+    return EncodedQuestion((1, number), (10, 2), tuple((20 + k, 2) for k in range(rejected)))
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=12), st.integers(0, 99), st.booleans())
+def test_every_pair_is_seen_exactly_once_an_epoch(sizes, seed, by_question):
+    questions = [question(i, k) for i, k in enumerate(sizes)]
+    order = epoch_order(questions, seed, 0, "questions" if by_question else "pairs")
+    assert sorted(order) == [(q, k) for q, size in enumerate(sizes) for k in range(size)]
+    steps = optimizer_steps(order, 4)
+    assert [p for step in steps for p in step] == order  # the last partial step is kept
+    assert all(len(step) == 4 for step in steps[:-1]) and 1 <= len(steps[-1]) <= 4
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    questions = [question(i, 3) for i in range(20)]
+    for shuffle in ("questions", "pairs"):
+        assert epoch_order(questions, 7, 1, shuffle) == epoch_order(questions, 7, 1, shuffle)
+        assert epoch_order(questions, 7, 1, shuffle) != epoch_order(questions, 7, 2, shuffle)
+        assert epoch_order(questions, 7, 1, shuffle) != epoch_order(questions, 8, 1, shuffle)
+
+
+def test_shuffling_questions_keeps_their_pairs_together():
+    order = epoch_order([question(i, 3) for i in range(9)], 0, 0, "questions")
+    assert [k for _, k in order] == [0, 1, 2] * 9
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("budget", [1, 8, 1000])
+@pytest.mark.parametrize("shuffle", ["questions", "pairs"])
+def test_a_step_scores_each_of_its_pairs_once_under_any_plan(shared, budget, shuffle):
+    questions = [question(i, k) for i, k in enumerate([3, 1, 4])]
+    pairs = epoch_order(questions, 0, 0, shuffle)
+    seen = []
+    for batch in step_batches(questions, pairs, budget, shared):
+        assert batch.trees.answers == len(batch.answers)
+        for c, r in zip(batch.chosen.tolist(), batch.rejected.tolist(), strict=True):
+            (q, zero), (same, k) = batch.answers[c], batch.answers[r]
+            assert (same, zero) == (q, 0)
+            seen.append((q, k - 1))
+    assert sorted(seen) == sorted(pairs)
+
+
+def test_pairs_of_a_question_meet_in_one_trie_whatever_the_shuffling():
+    questions = [question(0, 2), question(1, 2)]
+    (batch,) = step_batches(questions, [(0, 0), (1, 1), (0, 1)], 1000)
+    assert batch.answers == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 2)]  # a chosen answer only once
+
+
+def test_micro_batches_respect_the_budget_and_keep_a_question_whole():
+    lengths = [5, 3, 9, 4, 20]
+    tries = [[build_trie(tuple(range(1, n + 1)), [(1,)])] for n in lengths]
+    groups = list(micro_batches(tries, 10))
+    assert groups == [[4], [2], [0, 3], [1]]  # 20 alone; 9; 5 + 4; 3

@@ -1,0 +1,112 @@
+"""Tries: every shared token stored once, every path exactly what the answer alone would read."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.trees import ancestor_mask, build_trie, collate, count_tokens, question_tries
+
+# The example of the module's docstring: Q=1 :=2 a=3 b=4 c=5 d=6 .=7
+PROMPT, ANSWERS = (1, 2), [(3, 4, 7), (3, 7), (5, 6)]
+
+
+def test_the_example_of_the_docstring_by_hand():
+    trie = build_trie(PROMPT, ANSWERS)
+    assert trie.tokens == [1, 2, 3, 4, 5]
+    assert trie.depths == [0, 1, 2, 3, 2]
+    assert trie.ends == [5, 5, 4, 4, 5]
+    # edges in the order they appear: a after ':', b after a, '.' after b, '.' after a, c, d after c
+    assert trie.edge_token == [3, 4, 7, 7, 5, 6]
+    assert trie.edge_from == [1, 2, 3, 2, 1, 4]
+    assert trie.paths == [[0, 1, 2], [0, 3], [4, 5]]
+
+
+def test_the_mask_of_the_example_by_hand():
+    batch = collate([build_trie(PROMPT, ANSWERS)])
+    expected = [
+        [1, 0, 0, 0, 0],  # Q
+        [1, 1, 0, 0, 0],  # :
+        [1, 1, 1, 0, 0],  # a
+        [1, 1, 1, 1, 0],  # b
+        [1, 1, 0, 0, 1],  # c sees the prompt, not its siblings a and b
+    ]
+    assert ancestor_mask(batch.positions, batch.ends)[0].int().tolist() == expected
+
+
+def test_a_sliding_window_counts_positions_not_columns():
+    batch = collate([build_trie(PROMPT, ANSWERS)])
+    windowed = ancestor_mask(batch.positions, batch.ends, window=2)[0].int().tolist()
+    assert windowed[3] == [0, 0, 1, 1, 0]  # b sees a and itself
+    assert windowed[4] == [0, 1, 0, 0, 1]  # c (column 4, position 2) still sees ':' (position 1)
+
+
+def test_padding_sees_itself_alone():
+    batch = collate([build_trie((1,), [(2, 3, 4)]), build_trie((1,), [(2,)])], shared=False)
+    mask = ancestor_mask(batch.positions, batch.ends)
+    assert batch.tokens.tolist() == [[1, 2, 3], [1, 0, 0]]
+    assert mask[1].int().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_a_token_that_nothing_follows_is_not_fed():
+    assert build_trie((1,), [(5, 9)]).tokens == [1, 5]
+    assert build_trie((1,), [(5,), (5, 9)]).tokens == [1, 5]  # fed once another answer goes on
+
+
+@pytest.mark.parametrize("prompt, answers", [((), [(1,)]), ((1,), [()]), ((1,), [(2,), ()])])
+def test_nothing_to_predict_from_or_to_predict_is_an_error(prompt, answers):
+    with pytest.raises(ValueError, match="at least one token"):
+        build_trie(prompt, answers)
+
+
+def test_tokens_are_counted_as_pairs_and_as_tries_by_hand():
+    # two pairs: (2 + 3) + (2 + 2) and (2 + 3) + (2 + 2); the trie feeds 5 tokens
+    assert count_tokens([(PROMPT, ANSWERS)]) == {"as_pairs": 18, "as_tries": 5}
+
+
+tokens = st.integers(0, 3)
+prompts = st.lists(tokens, min_size=1, max_size=4).map(tuple)
+answer_sets = st.lists(
+    st.lists(tokens, min_size=1, max_size=5).map(tuple), min_size=1, max_size=8
+)
+
+
+@given(prompts, answer_sets)
+def test_each_path_spells_its_answer_and_edges_are_unique(prompt, answers):
+    trie = build_trie(prompt, answers)
+    for answer, path in zip(answers, trie.paths, strict=True):
+        assert tuple(trie.edge_token[e] for e in path) == answer
+    prefixes = {a[: i + 1] for a in answers for i in range(len(a))}
+    assert len(trie.edge_token) == len(prefixes)
+    assert len(set(zip(trie.edge_from, trie.edge_token, strict=True))) == len(prefixes)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(prompts, answer_sets), min_size=1, max_size=5), st.booleans())
+def test_in_a_batch_every_edge_reads_its_own_text_and_nothing_else(questions, shared):
+    """The oracle: what a node may attend to, read in position order, is its answer's own prefix."""
+    tries = [t for p, answers in questions for t in question_tries(p, answers, shared)]
+    batch = collate(tries, shared)
+    mask = ancestor_mask(batch.positions, batch.ends)
+    flat = [(p, a) for p, answers in questions for a in answers]
+    assert batch.answers == len(flat)
+    for number, (prompt, answer) in enumerate(flat):
+        edges = batch.path_edges[batch.path_answers == number]
+        assert batch.edge_token[edges].tolist() == list(answer)
+        for i, edge in enumerate(edges):
+            row, column = divmod(int(batch.edge_from[edge]), batch.tokens.shape[1])
+            visible = mask[row, column].nonzero().squeeze(1)
+            assert batch.tokens[row, visible].tolist() == [*prompt, *answer[:i]]
+            assert batch.positions[row, visible].tolist() == list(range(len(visible)))
+
+
+def test_rows_are_packed_and_short_tries_share_one():
+    tries = [build_trie(tuple(range(1, 101)), [(1, 2)]) for _ in range(4)]  # 101 tokens each
+    batch = collate(tries)
+    assert batch.tokens.shape == (2, 202)  # two tries to a row of at most 256
+    assert collate(tries, shared=False).tokens.shape == (4, 101)
+
+
+def test_a_batch_moves_to_a_device_whole():
+    batch = collate([build_trie(PROMPT, ANSWERS)]).to("meta")
+    assert all(t.is_meta for t in batch if isinstance(t, torch.Tensor))

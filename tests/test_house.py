@@ -1,0 +1,40 @@
+"""The house: imports go one way, and the contents page stays one."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {"data": {"data"}, "lora": {"lora"}, "dpo": {"dpo", "data"}}
+LOCAL = {"data", "lora", "dpo", *(p.stem for p in ROOT.glob("*.py"))}
+
+
+def imports(source):
+    """Every top-level name that a module imports, wherever in the file."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "rooms import each other by name"
+            yield node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports_go_one_way(room):
+    for path in (ROOT / room).glob("*.py"):
+        used = set(imports(path.read_text(encoding="utf-8"))) & LOCAL
+        assert used <= ALLOWED[room], f"{path.name} imports {used - ALLOWED[room]}"
+
+
+def test_the_walk_would_notice_a_broken_rule():
+    assert "lora" in set(imports("def f():\n    from lora.layer import LoRALinear"))
+
+
+def test_no_room_needs_trl_or_peft():
+    for path in [*ROOT.glob("*.py"), *(p for room in ALLOWED for p in (ROOT / room).glob("*.py"))]:
+        assert not {"trl", "peft"} & set(imports(path.read_text(encoding="utf-8"))), path
+
+
+def test_the_contents_page_is_short():
+    assert len((ROOT / "train.py").read_text(encoding="utf-8").splitlines()) <= 250
