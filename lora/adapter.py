@@ -30,7 +30,7 @@ def add_lora(
 
     Raises:
         ModelError: a target matches nothing or no linear layer, an adapter is there already, or the
-            rank does not fit. The model is unchanged then.
+            rank does not fit. No layer is replaced then.
     """
     if any(isinstance(m, LoRALinear) for m in model.modules()):
         raise ModelError("the model already has LoRA layers; merge them before adding others")
@@ -151,7 +151,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
 
     Raises:
         ModelError: a file is missing or damaged, a setting is not supported, or a tensor does not
-            fit. The model is unchanged then.
+            fit. No layer is replaced then.
     """
     folder = Path(folder)
     config, tensors = _read(folder)

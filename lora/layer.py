@@ -52,6 +52,7 @@ class LoRALinear(nn.Module):
         self.A = nn.Parameter(torch.empty(base.in_features, rank, device=device))
         self.B = nn.Parameter(torch.zeros(rank, base.out_features, device=device))
         nn.init.kaiming_uniform_(self.A.T, a=math.sqrt(5))  # fan-in of A transposed is `in`
+        self.train(base.training)  # added to a model in eval mode, its dropout is off too
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W + scale (dropout(x) A) B: x (..., in) -> (..., out), all in x's dtype."""

@@ -60,7 +60,9 @@ def merge_lora(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     for name, layer in layers.items():
         layer.base.weight = nn.Parameter(merged_weight(layer, dtype), requires_grad=False)
         model.set_submodule(name, layer.base)
-    return model.to(dtype) if dtype else model
+    for parameter in model.parameters() if dtype else ():
+        parameter.data = parameter.data.to(dtype)  # buffers, such as RoPE's frequencies, stay
+    return model
 
 
 def save_merged(model: Any, base: Base, folder: Path) -> None:
