@@ -16,6 +16,8 @@ TILE_CELLS = {
     "cuda": 2**28,
 }  # E x T float32 scores held at a time; cache-sized on CPU
 
+SMALLEST_TILE = 512  # columns of the vocabulary; below it, calls cost more than they compute
+
 
 def answer_logps(model: Any, batch: TreeBatch) -> Tensor:
     """Return (A,) float32: log pi(y|x) of each answer, summed over its tokens, in nats.
@@ -142,7 +144,7 @@ class _TokenLogps(torch.autograd.Function):
         total = torch.zeros_like(m)  # sum_{v != y} exp(z_v - m)
         mean = torch.zeros(rows if need_grad else 0, width, device=hidden.device)
         cells = TILE_CELLS.get(hidden.device.type, TILE_CELLS["cuda"])
-        tile = max(512, 1 << (cells // rows).bit_length() - 1)
+        tile = max(SMALLEST_TILE, 1 << max(cells // rows, 1).bit_length() - 1)  # a power of 2
         for start in range(0, weight.shape[0], tile):
             part = weight[start : start + tile]  # (T, H)
             bias = None if head.bias is None else head.bias[start : start + tile]

@@ -1,0 +1,220 @@
+"""The command line as people meet it: wrong flags, the Hub, Ctrl-C, a second run."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import train
+import yaml
+from conftest import QUESTIONS_CSV
+from hub import hub
+
+from config import Config, UsageError, parse
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "argv, complaint",
+    [
+        ("--rnak 8", "unrecognized arguments: --rnak 8; did you mean --rank?"),
+        ("--rank eight", "argument --rank: invalid int value: 'eight'"),
+        ("--rank", "argument --rank: expected one argument"),
+        ("--ran 8", "unrecognized arguments: --ran 8"),
+        ("--loss sigmund", "argument --loss: invalid choice: 'sigmund'"),
+        ("--rank 0", "--rank 0 must be 1 or more"),
+        ("--alpha -1", "--alpha -1.0 must be above 0"),
+        ("--dropout 1", "--dropout 1.0 must be 0 or more and below 1"),
+        ("--beta 0", "--beta 0.0 must be above 0"),
+        ("--label-smoothing 0.5", "--label-smoothing 0.5 must be"),
+        ("--eval-fraction 1", "--eval-fraction 1.0 must be between 0 and 1"),
+        ("--lr nan", "--lr nan must be above 0"),
+        ("--warmup-ratio 2", "--warmup-ratio 2.0 must be 0 to 1"),
+        ("--config none.yaml", "--config none.yaml cannot be read"),
+    ],
+)
+def test_a_wrong_flag_or_value_is_one_line_and_status_2(argv, complaint, capsys):
+    assert train.main(argv.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("train.py: ") and complaint in err
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("rnak: 8", "unknown setting 'rnak'; did you mean rank?"),
+        ("rank: eight", "rank: 'eight' is no value for it"),
+        ("rank: 1.5", "rank: 1.5 is no value"),
+        ("loss: sigmund", "loss: 'sigmund' is no value"),
+        ("merge: 1", "merge: 1 is no value"),
+        ("rank", "holds no `name: value` lines"),
+        ("rank: [", "cannot be read"),
+    ],
+)
+def test_a_wrong_configuration_file_is_named(tmp_path, text, complaint):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=re.escape(complaint)):
+        parse(["--config", str(path)])
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("rank: 4\nlr: 1e-5\ntarget_modules: [o_proj]\nmax_steps: null\nalpha: 3\n")
+    config = parse(["--config", str(path), "--rank", "2", "--no-merge"])
+    assert (config.rank, config.lr, config.target_modules) == (2, 1e-5, ("o_proj",))
+    assert (config.merge, config.beta, config.alpha) == (False, 0.1, 3.0)
+
+
+def test_a_saved_configuration_reads_back_the_same(tmp_path):
+    config = parse(["--rank", "3", "--lr", "1e-5", "--target-modules", "a", "b", "--rslora"])
+    config.save(tmp_path / "config.yaml")
+    assert parse(["--config", str(tmp_path / "config.yaml")]) == config
+
+
+def test_the_help_names_every_setting_with_its_default(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        parse(["--help"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    for name in vars(Config()):
+        assert f"--{'no-' if name == 'merge' else ''}{name.replace('_', '-')}" in text
+    assert "(default: 0.05)" in text
+
+
+def test_a_folder_that_holds_something_is_never_written_into(tmp_path, capsys):
+    (tmp_path / "summary.json").write_text("{}")
+    assert train.main(["--output-dir", str(tmp_path)]) == 2
+    assert "is not empty; name another or remove it" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+    assert train.main(["--output-dir", str(tmp_path / "summary.json" / "x")]) == 2
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(monkeypatch, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run", interrupted)
+    assert train.main([]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(UsageError):
+        train.main(["--rank", "0", "--debug"])
+
+
+def test_the_readmes_commands_are_understood():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^(?:\$ )?python train\.py(.*)$", text, re.M)
+    assert commands
+    for command in commands:
+        parse(command.split("#")[0].replace("RUN", "x").replace("--config x/config.yaml", "").split())
+
+
+@pytest.fixture
+def program(tmp_path, model_folder):
+    """Run train.py as a process of its own, against a Hub of ours or none."""
+
+    def program(*argv, endpoint="http://127.0.0.1:1", **environment):
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "ACCESS_TOKEN"))}
+        return subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *argv],
+            env=clean | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"),
+                         "XDG_CACHE_HOME": str(tmp_path / "cache")} | environment,
+            cwd=tmp_path, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    return program
+
+
+@pytest.fixture(scope="session")
+def truthfulqa_repo(tmp_path_factory):
+    """The Hub's data set in small: one Parquet file for config `generation`, split `validation`."""
+    import csv
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path_factory.mktemp("truthful_qa")
+    rows = [
+        {
+            "type": r["Type"], "category": r["Category"], "question": r["Question"],
+            "best_answer": r["Best Answer"],
+            "correct_answers": [a.strip() for a in r["Correct Answers"].split(";")],
+            "incorrect_answers": [a.strip() for a in r["Incorrect Answers"].split(";")],
+            "source": r["Source"],
+        }
+        for r in csv.DictReader(io.StringIO(QUESTIONS_CSV))
+    ]  # fmt: skip
+    (folder / "generation").mkdir()
+    pq.write_table(
+        pa.Table.from_pylist(rows), folder / "generation" / "validation-00000-of-00001.parquet"
+    )
+    card = {
+        "configs": [
+            {"config_name": "generation",
+             "data_files": [{"split": "validation", "path": "generation/validation-*"}]}
+        ]
+    }  # fmt: skip
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
+    return folder
+
+
+def test_model_and_questions_come_from_the_hub(program, model_folder, truthfulqa_repo, tmp_path):
+    repos = {"models/org/small": model_folder, "datasets/truthfulqa/truthful_qa": truthfulqa_repo}
+    with hub(repos) as (endpoint, log):
+        done = program(
+            "--model", "org/small", "--output-dir", "out", "--revision", "main", endpoint=endpoint
+        )
+    assert done.returncode == 0, done.stderr
+    assert "Data: truthfulqa, since the Hub answers" in done.stdout
+    assert "5 questions, 1 of them held out" in done.stdout
+    assert any("model.safetensors" in line for line in log)
+    config = yaml.safe_load((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "org/small" and config["revision"] == "main"
+
+
+@pytest.mark.parametrize(
+    "argv, complaint",
+    [
+        (["--model", "org/none"], "--model org/none is neither a folder here nor a model"),
+        (["--model", "org/gated"], "--model org/gated is gated: accept its terms"),
+        (["--model", "org/small", "--revision", "v9"], "--revision v9: org/small has no such"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_clear_line(program, model_folder, argv, complaint, tmp_path):
+    with hub({"models/org/small": model_folder}, gated=["models/org/gated"]) as (endpoint, _):
+        done = program(*argv, "--output-dir", "out", endpoint=endpoint)
+    assert done.returncode == 2
+    assert complaint in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_network_models_and_data_of_the_hub_are_refused_quickly(program, model_folder):
+    done = program("--model", "org/small")
+    assert done.returncode == 2 and "the Hub cannot be reached" in done.stderr
+    done = program("--model", str(model_folder), "--data", "truthfulqa")
+    assert done.returncode == 2 and "the Hub does not answer for the data set" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_token_from_the_environment_or_dotenv_opens_a_gated_model(
+    program, model_folder, tmp_path, questions_csv
+):
+    argv = ["--model", "org/gated", "--data", str(questions_csv), "--no-merge", "--output-dir"]
+    repos = {"models/org/gated": model_folder}
+    with hub(repos, gated=["models/org/gated"]) as (endpoint, _):
+        done = program(*argv, "a", endpoint=endpoint, ACCESS_TOKEN="hf_right")
+        assert done.returncode == 0, done.stderr
+        (tmp_path / ".env").write_text("HF_TOKEN=hf_right\n")
+        done = program(*argv, "b", endpoint=endpoint, HF_HOME=str(tmp_path / "other"))
+        assert done.returncode == 0, done.stderr
+    for path in [p for run in "ab" for p in (tmp_path / run).rglob("*") if p.is_file()]:
+        assert b"hf_right" not in path.read_bytes(), path
+    assert "hf_right" not in done.stdout + done.stderr

@@ -1,0 +1,75 @@
+"""MC1, MC2, pair accuracy and the step's metrics, by hand."""
+
+import math
+
+import pytest
+import torch
+
+from data import EncodedQuestion
+from dpo import DPOLoss, answer_key, evaluate, pair_columns, schedule_factor, step_metrics
+from dpo.evaluate import mc1, mc2
+
+LN = math.log
+
+
+def test_mc2_by_hand():
+    """True answers with ln .5 and ln .3, a false one with ln .2: (.5 + .3) / 1 = .8."""
+    assert mc2(torch.tensor([LN(0.5), LN(0.3)]), torch.tensor([LN(0.2)])) == pytest.approx(0.8)
+
+
+def test_mc2_does_not_underflow():
+    """e^-800 is 0 in any float; shifting all by -800 must change nothing."""
+    shifted = mc2(torch.tensor([LN(0.5), LN(0.3)]) - 800, torch.tensor([LN(0.2)]) - 800)
+    assert shifted == pytest.approx(0.8, abs=1e-4)
+
+
+def test_mc1_asks_the_best_answer_to_beat_every_incorrect_one():
+    best = torch.tensor(-1.0)
+    assert mc1(best, torch.tensor([-2.0, -3.0])) == 1
+    assert mc1(best, torch.tensor([-2.0, -0.5])) == 0
+    assert mc1(best, torch.tensor([-1.0, -3.0])) == 0.5
+
+
+def test_a_whole_evaluation_by_hand():
+    """First question: best ln .5, incorrect ln .2 and ln .6, further correct ln .1.
+
+    MC1 0 (ln .6 wins), MC2 (.5 + .1) / 1.4, one of two pairs right. Second: a tie, all halves.
+    """
+    first = EncodedQuestion((1,), (10,), ((11,), (12,)), ((13,),))
+    second = EncodedQuestion((2,), (10,), ((11,),))
+    scores = {answer_key((1,), (10 + i,)): LN(p) for i, p in enumerate([0.5, 0.2, 0.6, 0.1])}
+    scores |= {answer_key((2,), (10,)): -3.0, answer_key((2,), (11,)): -3.0}
+    metrics = evaluate([first, second], scores)
+    assert metrics.mc1 == pytest.approx((0 + 0.5) / 2)
+    assert metrics.mc2 == pytest.approx((0.6 / 1.4 + 0.5) / 2)
+    assert metrics.pair_accuracy == pytest.approx((1 + 0 + 0.5) / 3)
+
+
+def test_step_metrics_average_all_pairs_and_a_tie_is_half():
+    """Micro-batches of 1 and 3 pairs: the mean is over the 4 pairs, not over the 2 batches."""
+    rows = [(0.1, 1.0, 0.0), (0.2, 2.0, 2.0), (0.3, 0.0, 4.0), (0.6, 5.0, -1.0)]  # loss, r+, r-
+    columns = []
+    for part in (rows[:1], rows[1:]):
+        loss, chosen, rejected = torch.tensor(part).T
+        columns.append(pair_columns(DPOLoss(loss, chosen, rejected), chosen * 10, rejected * 10))
+    metrics = step_metrics(torch.cat(columns, 1))
+    expected = {
+        "loss": 0.3,
+        "rewards/chosen": 2.0,
+        "rewards/rejected": 1.25,
+        "rewards/accuracies": (1 + 0.5 + 0 + 1) / 4,
+        "rewards/margins": 0.75,
+        "logps/chosen": 20.0,
+        "logps/rejected": 12.5,
+    }
+    assert metrics == pytest.approx(expected)
+
+
+def test_the_learning_rate_by_hand():
+    linear = [schedule_factor(s, 6, 2, "linear") for s in range(6)]
+    assert linear == pytest.approx([1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4])
+    cosine = [schedule_factor(s, 6, 2, "cosine") for s in range(6)]
+    root = math.sqrt(0.5)
+    assert cosine == pytest.approx([1 / 3, 2 / 3, 1, (1 + root) / 2, 1 / 2, (1 - root) / 2])
+    assert [schedule_factor(s, 3, 0, "constant") for s in range(3)] == [1, 1, 1]
+    assert schedule_factor(0, 1, 0, "linear") == 1

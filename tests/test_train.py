@@ -1,0 +1,227 @@
+"""The whole run on a small model: what it leaves, what it must not depend on."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+import transformers
+import yaml
+from conftest import small_model
+from safetensors.torch import load_file
+
+import train
+from config import Config, parse
+from data import DataError
+from lora import ModelError, load_adapter, lora_layers
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory, monkeypatch):
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(train, "user_cache_path", lambda name: cache / name)
+    return cache
+
+
+def settings(model_folder, questions_csv, folder, **more):
+    defaults = {
+        "model": str(model_folder), "data": str(questions_csv), "output_dir": str(folder),
+        "dtype": "float32", "device": "cpu", "dropout": 0.0, "epochs": 2, "lr": 1e-3,
+    }  # fmt: skip
+    return Config(**(defaults | more))
+
+
+@pytest.fixture
+def run(model_folder, questions_csv, tmp_path):
+    """Run with some settings into a folder of that name; return the folder."""
+
+    def run(name, **more):
+        return train.run(settings(model_folder, questions_csv, tmp_path / name, **more))
+
+    return run
+
+
+def adapter(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(first, second, tolerance):
+    """Two adapters, relative to their size."""
+    return all(
+        (first[k] - second[k]).norm() <= tolerance * first[k].norm().clamp(min=1e-6) for k in first
+    )
+
+
+def test_a_run_leaves_the_files_of_the_contract(run, model_folder):
+    folder = run("out")
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapter", "config.yaml", "evaluation.json", "merged", "metrics.jsonl", "summary.json",
+    ]  # fmt: skip
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["questions"] == 1  # a fifth of five
+    for when in ("before", "after"):
+        assert set(evaluation[when]) == {"mc1", "mc2", "pair_accuracy"}
+        assert all(0 <= share <= 1 for share in evaluation[when].values())
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["seconds"]) == {"load", "reference", "train", "evaluate", "merge"}
+    assert summary["steps"] == len(log(folder)) == 4  # 10 pairs an epoch, 8 a step, 2 epochs
+    assert summary["pairs"] == 20
+    assert summary["tokens"]["as_pairs"] > 2 * summary["tokens"]["as_tries"]
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(model_folder)
+
+
+def test_the_merged_model_is_base_plus_adapter_and_loads_elsewhere(run, model_folder):
+    folder = run("out", epochs=4)
+    tokens = torch.arange(1, 20)[None]
+    merged = transformers.AutoModelForCausalLM.from_pretrained(folder / "merged").eval()
+    ours = transformers.AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    base = ours(tokens).logits.detach()
+    load_adapter(ours, folder / "adapter")
+    with torch.no_grad():
+        torch.testing.assert_close(merged(tokens).logits, ours(tokens).logits, rtol=1e-4, atol=1e-4)
+        assert (ours(tokens).logits - base).abs().max() > 1e-3
+    assert transformers.AutoTokenizer.from_pretrained(folder / "merged").eos_token == "</s>"
+
+
+def test_the_first_step_of_a_shuffled_run_has_loss_ln_2_and_rewards_0(run):
+    first = log(run("out", shuffle="pairs", max_steps=1))[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["rewards/chosen"] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("shuffle", ["questions", "pairs"])
+def test_nothing_depends_on_how_a_step_is_cut_into_micro_batches(run, monkeypatch, shuffle):
+    """8 pairs at once, as 4 x 2 by the flags, and unevenly by a small token budget."""
+    whole = adapter(run("whole", batch_size=8, grad_accum=1, shuffle=shuffle))
+    by_flags = adapter(run("flags", batch_size=2, grad_accum=4, shuffle=shuffle))
+    monkeypatch.setitem(train.TOKENS, "train", 60)
+    uneven = adapter(run("uneven", batch_size=8, grad_accum=1, shuffle=shuffle))
+    monkeypatch.setitem(train.TOKENS, "train", 1)
+    single = adapter(run("single", batch_size=8, grad_accum=1, shuffle=shuffle))
+    assert same(whole, by_flags, 0)
+    assert same(whole, uneven, 1e-3) and same(whole, single, 1e-3)  # after Adam, which amplifies
+
+
+def test_logged_metrics_do_not_depend_on_micro_batches(run, monkeypatch):
+    whole = log(run("whole"))
+    monkeypatch.setitem(train.TOKENS, "train", 1)
+    single = log(run("single"))
+    for a, b in zip(whole, single, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+def test_plain_rows_train_to_the_same_adapter_as_tries(run, monkeypatch):
+    tries = adapter(run("tries"))
+    monkeypatch.setattr(
+        train.dpo, "check_sharing", lambda *_: train.dpo.SelfCheck(False, "for the test")
+    )
+    assert same(tries, adapter(run("plain")), 1e-3)
+
+
+def test_the_same_settings_give_the_same_run_and_its_config_repeats_it(run, tmp_path):
+    first = run("first", dropout=0.3)
+    second = run("second", dropout=0.3)
+    again = tmp_path / "again"
+    argv = ["--config", str(first / "config.yaml"), "--output-dir", str(again)]
+    train.run(parse(argv))
+    assert same(adapter(first), adapter(second), 0) and same(adapter(first), adapter(again), 0)
+    assert not same(adapter(first), adapter(run("other", dropout=0.3, seed=5)), 1e-3)
+
+
+def test_a_second_run_finds_the_reference_in_the_cache(run, capsys):
+    run("first")
+    assert "Reference: " in capsys.readouterr().out
+    run("second", lr=1e-4, rank=2)
+    assert "Reference: " not in capsys.readouterr().out
+
+
+def test_reference_free_training_starts_from_the_policys_own_margin(run):
+    first = log(run("free", reference_free=True, max_steps=1, beta=0.1))[0]
+    assert first["rewards/chosen"] == pytest.approx(0.1 * first["logps/chosen"], rel=1e-4)
+
+
+def test_training_prefers_the_chosen_answers(run):
+    losses = [step["loss"] for step in log(run("long", epochs=30, lr=5e-3))]
+    assert losses[-1] < 0.2 < math.log(2)
+
+
+def test_rslora_scales_by_the_root_of_the_rank_and_saves_it_portably(run):
+    folder = run("rs", rank=4, alpha=6.0, rslora=True)
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert config["lora_alpha"] == 12 and not config["use_rslora"]  # 12 / 4 = 6 / sqrt 4
+
+
+def test_no_merge_leaves_no_merged_model_and_merge_dtype_is_that_of_its_weights(run):
+    assert not (run("none", merge=False) / "merged").exists()
+    config = json.loads((run("half", merge_dtype="bfloat16") / "merged/config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+
+
+def test_an_architecture_that_reads_no_tries_is_trained_all_the_same(
+    run, tmp_path, tokenizer, capsys
+):
+    folder = tmp_path / "bloom"
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
+    config = transformers.BloomConfig(vocab_size=len(tokenizer), **size)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    out = run("out", model=str(folder), target_modules=("query_key_value",), epochs=30, lr=3e-2)
+    assert "plain padded rows" in capsys.readouterr().out
+    assert log(out)[-1]["loss"] < 0.4 < math.log(2)
+
+
+@pytest.mark.parametrize(
+    "more, complaint",
+    [
+        ({"model": "/no/such/model"}, "no such folder"),
+        ({"model": "nobody/nothing"}, "not in the local cache and the Hub cannot be reached"),
+        ({"model": "a b"}, "neither a folder here nor a model on the Hub"),
+        ({"device": "cuda"}, "--device cuda cannot be used here"),
+        ({"device": "potato"}, "--device potato"),
+        ({"data": "nowhere.csv"}, "no file nowhere.csv"),
+        ({"rank": 20}, "rank 20 does not fit"),
+        ({"target_modules": ("query",)}, "'query' matches no module"),
+        ({"template": "chat"}, "no chat template"),
+        ({"max_length": 3}, "--max-length 3"),
+        ({"eval_fraction": 0.01}, "--eval-fraction 0.01"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing(run, tmp_path, more, complaint):
+    if torch.cuda.is_available() and more == {"device": "cuda"}:
+        pytest.skip("there is a GPU here")
+    with pytest.raises((DataError, ModelError), match=complaint):
+        run("out", **more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_safetensors_or_configuration_is_refused(run, tmp_path, model_folder):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    with pytest.raises(ModelError, match="no config.json"):
+        run("out", model=str(bad))
+    shutil.copy(model_folder / "config.json", bad)
+    (bad / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"no \*.safetensors"):
+        run("out", model=str(bad))
+    (bad / "model.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        run("out", model=str(bad))
+
+
+def test_the_saved_settings_are_complete(run):
+    saved = yaml.safe_load((run("out", rank=2) / "config.yaml").read_text())
+    assert saved["rank"] == 2 and saved["target_modules"] == ["q_proj", "v_proj"]
+    assert set(saved) == set(vars(Config())) - {"output_dir", "debug"}
+
+
+def test_the_small_models_adapters_are_found_where_they_should_be(run):
+    keys = adapter(run("out", merge=False))
+    assert len(keys) == 2 * 2 * 4
+    assert not lora_layers(small_model())
