@@ -71,8 +71,8 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths)))
-        for r in rows
+        "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])])
+        for first, *rest in rows
     )
 
 
@@ -126,8 +126,8 @@ def print_summary(folder: Path, results: dict[str, Any], summary: dict[str, Any]
     print(table(rows))
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
     print(
-        f"\n{summary['pairs']} pairs, {summary['pairs_per_second']:.1f} a second with the reference; "
-        f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB at most\nseconds: {seconds}\n"
+        f"\n{summary['pairs']} pairs, {summary['pairs_per_second']:.1f} a second with the reference"
+        f" pass; {summary['peak_memory_bytes'] / 2**30:.1f} GiB at most\nseconds: {seconds}\n"
     )
     print(f"Written to {folder}: adapter/ (PEFT's format)" + ", merged/" * summary["merged"])
     print(f"Repeat it:  python train.py --config {folder}/config.yaml")

@@ -1,4 +1,4 @@
-"""Fine-tune a causal language model with DPO through LoRA, from the first token to the merged model.
+"""Fine-tune a causal language model with DPO through LoRA, and merge.
 
 `python train.py --rank 8 --alpha 16` does the whole job, in the order of `run` below.
 """

@@ -12,7 +12,7 @@ Template = Literal["plain", "chat"]
 
 
 class EncodedQuestion(NamedTuple):
-    """A `Preference` as token ids. Every answer ends with the stop token and all of it is scored."""
+    """A `Preference` as token ids; answers end with the stop token and are scored whole."""
 
     prompt: Tokens
     chosen: Tokens
@@ -112,8 +112,8 @@ def _render(
         found = next((t for t in control if t in text), None)
         if found:
             raise DataError(
-                f"{preference.prompt!r}: the text holds the control token {found!r}, which the chat "
-                "template would obey; remove it or use --template plain"
+                f"{preference.prompt!r}: the text holds the control token {found!r}, which the "
+                "chat template would obey; remove it or use --template plain"
             )
     user = {"role": "user", "content": preference.prompt}
     prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)

@@ -16,7 +16,7 @@ Shape legend: B rows, L tokens in a row, E scored edges, A answers, N edges summ
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -54,9 +54,8 @@ class TreeBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Self:
         """Return the batch with its tensors on `device`."""
-        return self._replace(
-            **{k: v.to(device) for k, v in self._asdict().items() if isinstance(v, Tensor)}
-        )
+        tensors: Any = (field.to(device) for field in self if isinstance(field, Tensor))
+        return type(self)(*tensors, self.answers, self.shared)
 
 
 def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
@@ -151,8 +150,17 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
             answers += 1
         edge_from += (row * length + column + node for node in trie.edge_from)
         edge_token += trie.edge_token
-    flat = (torch.tensor(x) for x in (edge_from, edge_token, path_edges, path_answers))
-    return TreeBatch(tokens, positions, ends, *flat, answers=answers, shared=shared)
+    return TreeBatch(
+        tokens,
+        positions,
+        ends,
+        edge_from=torch.tensor(edge_from),
+        edge_token=torch.tensor(edge_token),
+        path_edges=torch.tensor(path_edges),
+        path_answers=torch.tensor(path_answers),
+        answers=answers,
+        shared=shared,
+    )
 
 
 def question_tries(prompt: Tokens, answers: Sequence[Tokens], shared: bool = True) -> list[Trie]:

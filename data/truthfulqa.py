@@ -1,6 +1,6 @@
-"""TruthfulQA (Lin, Hilton, Evans 2021) -> `Preference`s: the best answer against each incorrect one.
+"""TruthfulQA -> `Preference`s: the best answer against each incorrect one.
 
-Read from the authors' CSV, from the built-in questions (the same columns) or from the Hub.
+Lin, Hilton, Evans 2021 (arXiv 2109.07958). Read from the authors' CSV, from the built-in questions (the same columns) or from the Hub.
 """
 
 import csv
@@ -49,7 +49,7 @@ def hub_answers(seconds: float = 3.0) -> bool:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     try:
         with urllib.request.urlopen(f"{endpoint}/api/datasets/{HUB_ID}", timeout=seconds) as page:
-            return page.status == 200
+            return bool(page.status == 200)
     except (OSError, http.client.HTTPException):
         return False
 

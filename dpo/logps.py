@@ -28,7 +28,7 @@ def answer_logps(model: Any, batch: TreeBatch) -> Tensor:
     with or without LoRA layers; the gradient flows to whatever of its body is trained.
     """
     edges = edge_logps(model, batch)
-    sums = torch.zeros(batch.answers, device=edges.device)
+    sums: Tensor = torch.zeros(batch.answers, device=edges.device)
     return sums.index_add(0, batch.path_answers, edges[batch.path_edges])
 
 
@@ -36,7 +36,7 @@ def edge_logps(model: Any, batch: TreeBatch) -> Tensor:
     """Return (E,) float32: the log-prob of each distinct answer token, given its path."""
     if not batch.shared:
         return _plain_edge_logps(model, batch)
-    hidden = model.base_model(
+    hidden: Tensor = model.base_model(
         input_ids=batch.tokens,
         position_ids=batch.positions,
         attention_mask=attention_masks(model, batch),
@@ -51,7 +51,7 @@ def _plain_edge_logps(model: Any, batch: TreeBatch) -> Tensor:
     column = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
     padding = batch.ends == column + 1  # a node with no descendant: padding, or the row's last
     last = (~padding).sum(1, keepdim=True)
-    logits = model(
+    logits: Tensor = model(
         input_ids=batch.tokens, attention_mask=(column <= last).long(), use_cache=False
     ).logits
     scores = logits.flatten(0, 1)[batch.edge_from].float().log_softmax(-1)  # (E, V)
@@ -59,7 +59,7 @@ def _plain_edge_logps(model: Any, batch: TreeBatch) -> Tensor:
 
 
 def attention_masks(model: Any, batch: TreeBatch) -> Tensor | dict[str, Tensor]:
-    """Return additive masks (B, 1, L, L): 0 where token i may see token j, else the dtype's minimum.
+    """Return additive masks (B, 1, L, L): 0 where token i may see token j, else very negative.
 
     An architecture with layer types gets one for each, by name; others get one tensor, windowed if
     all their layers are.
@@ -69,7 +69,8 @@ def attention_masks(model: Any, batch: TreeBatch) -> Tensor | dict[str, Tensor]:
     def additive(window: int | None) -> Tensor:
         mask = ancestor_mask(batch.positions, batch.ends, window)[:, None]
         least = torch.finfo(model.dtype).min
-        return torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, least)
+        zero = torch.zeros((), dtype=model.dtype, device=mask.device)
+        return torch.where(mask, zero, least)
 
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
@@ -97,13 +98,13 @@ def head_of(model: Any) -> Head:
 
 
 def token_logps(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-    """Return (E,) float32 log softmax(z)[y] for hidden (E, H) and targets y (E,); see `_TokenLogps`."""
-    logps: Tensor = _TokenLogps.apply(hidden, targets, head)
+    """Return (E,) float32: log softmax(z)[y] for hidden (E, H) and targets y (E,)."""
+    logps: Tensor = _TokenLogps.apply(hidden, targets, head)  # type: ignore[no-untyped-call]
     return logps
 
 
 class _TokenLogps(torch.autograd.Function):
-    """One pass over the vocabulary in tiles; no logits are kept, and the gradient is formed forward.
+    """One pass over the vocabulary in tiles that keeps no logits and forms the gradient forward.
 
     Take the target y out of the sum and a token's log-prob is a logistic function, just as a DPO
     pair is. With R = log sum_{v != y} exp z_v, the log-sum-exp of the rest,
@@ -172,6 +173,6 @@ class _TokenLogps(torch.autograd.Function):
         return -F.softplus(rest - z_target)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return (grad[:, None] * gradient).to(gradient.dtype), None, None

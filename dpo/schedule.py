@@ -9,10 +9,10 @@ Schedule = Literal["linear", "cosine", "constant"]
 def schedule_factor(step: int, steps: int, warmup: int, schedule: Schedule) -> float:
     """Return what step 0 <= step < steps multiplies the peak learning rate by, above 0 to 1.
 
-        warm-up    (step + 1) / (warmup + 1), so that no step is spent at rate 0
-        linear     (steps - step) / (steps - warmup)
-        cosine     (1 + cos(pi (step - warmup) / (steps - warmup))) / 2
-        constant   1
+    warm-up    (step + 1) / (warmup + 1), so that no step is spent at rate 0
+    linear     (steps - step) / (steps - warmup)
+    cosine     (1 + cos(pi (step - warmup) / (steps - warmup))) / 2
+    constant   1
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)

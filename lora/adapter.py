@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora.files import written_whole
-from lora.layer import ModelError, LoRALinear
+from lora.layer import LoRALinear, ModelError
 
 PREFIX = "base_model.model."  # PEFT's: where its wrapper keeps the model
 

@@ -4,6 +4,7 @@ Weights are read from safetensors only, and code that comes with a model never r
 """
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         return dtype
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     native = any(capabilities.get(k) for k in ("amx_bf16", "avx512_bf16", "bf16"))
     return torch.bfloat16 if native or device.type == "mps" else torch.float32
 
@@ -130,8 +131,8 @@ def _folder(name: str, revision: str | None, token: str | None) -> Path:
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ModelError(f"--model {name}: there is no such folder")
 
-    from huggingface_hub import snapshot_download
     from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
 
     try:
         return Path(

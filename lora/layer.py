@@ -2,8 +2,8 @@
 
     y = x W + (alpha / r) x A B        A: (in, r)   B: (r, out)   dW = (alpha / r) A B
 
-LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1, in row-vector convention: the paper's BA is the
-transpose of our AB, and a torch `weight` is stored as W transposed.
+LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1, in row-vector convention: the paper's BA is
+the transpose of our AB, and a torch `weight` is stored as W transposed.
 """
 
 import math
@@ -56,17 +56,18 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W + scale (dropout(x) A) B: x (..., in) -> (..., out), all in x's dtype."""
-        y = self.base(x)
+        y: Tensor = self.base(x)
         if not self.enabled:
             return y
         # The scale multiplies the narrow (..., r) product, never a full-width one.
-        low = self.dropout(x) @ self.A.to(x.dtype) * self.scale
+        low: Tensor = self.dropout(x) @ self.A.to(x.dtype) * self.scale  # (..., r)
         return y + low @ self.B.to(x.dtype)
 
     @torch.no_grad()
     def delta(self) -> Tensor:
         """Return dW transposed, (out, in) float32: what is added to `base.weight` as stored."""
-        return (self.A @ self.B).T * self.scale
+        delta: Tensor = (self.A @ self.B).T * self.scale
+        return delta
 
     def extra_repr(self) -> str:
         """Show the settings in `print(model)`."""

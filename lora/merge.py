@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lora.adapter import lora_layers
 from lora.base import Base
 from lora.files import written_whole
-from lora.layer import ModelError, LoRALinear
+from lora.layer import LoRALinear, ModelError
 
 
 class Rounding(NamedTuple):

@@ -59,7 +59,9 @@ def hub(repos, gated=()):
             folder = Path(repos[repo])
             if api and kind == "tree":
                 below = folder.joinpath(*rest[1:])
-                found = below.rglob("*") if "recursive=true" in url.query.lower() else below.glob("*")
+                found = (
+                    below.rglob("*") if "recursive=true" in url.query.lower() else below.glob("*")
+                )
                 content = [
                     {"type": "file" if p.is_file() else "directory",
                      "path": str(p.relative_to(folder)), "size": p.stat().st_size, "oid": SHA}
@@ -69,9 +71,10 @@ def hub(repos, gated=()):
             if api and kind in ("", "revision"):
                 if rest and rest[0] not in ("main", SHA):
                     return self.send(404, body=body, X_Error_Code="RevisionNotFound")
+                names = [str(p.relative_to(folder)) for p in folder.rglob("*.*")]
                 content = {
                     "id": repo.partition("/")[2], "sha": SHA, "private": False, "tags": [],
-                    "siblings": [{"rfilename": str(p.relative_to(folder))} for p in folder.rglob("*.*")],
+                    "siblings": [{"rfilename": name} for name in names],
                 }  # fmt: skip
                 return self.send(200, json.dumps(content).encode(), body)
             file = folder.joinpath(*rest[1:])

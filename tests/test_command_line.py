@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import train
 import yaml
 from conftest import QUESTIONS_CSV
 from hub import hub
 
+import train
 from config import Config, UsageError, parse
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +113,9 @@ def test_the_readmes_commands_are_understood():
     commands = re.findall(r"^(?:\$ )?python train\.py(.*)$", text, re.M)
     assert commands
     for command in commands:
-        parse(command.split("#")[0].replace("RUN", "x").replace("--config x/config.yaml", "").split())
+        parse(
+            command.split("#")[0].replace("RUN", "x").replace("--config x/config.yaml", "").split()
+        )
 
 
 @pytest.fixture

@@ -74,7 +74,9 @@ def test_where_prompt_and_answer_would_fuse_the_prompt_stays_whole_and_it_is_cou
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    letters = {c: i for i, c in enumerate("<>ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz? \n:")}
+    letters = {
+        c: i for i, c in enumerate("<>ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz? \n:")
+    }
     vocabulary = {**letters, ": ": len(letters), "</s>": len(letters) + 1}
     raw = Tokenizer(models.BPE(vocabulary, [(":", " ")]))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>")

@@ -1,4 +1,4 @@
-"""Sources: TruthfulQA's columns, the built-in questions, and rows that say what is wrong with them."""
+"""Sources: TruthfulQA's columns, the built-in questions, and rows that say what is wrong."""
 
 import re
 from pathlib import Path

@@ -66,9 +66,7 @@ def test_tokens_are_counted_as_pairs_and_as_tries_by_hand():
 
 tokens = st.integers(0, 3)
 prompts = st.lists(tokens, min_size=1, max_size=4).map(tuple)
-answer_sets = st.lists(
-    st.lists(tokens, min_size=1, max_size=5).map(tuple), min_size=1, max_size=8
-)
+answer_sets = st.lists(st.lists(tokens, min_size=1, max_size=5).map(tuple), min_size=1, max_size=8)
 
 
 @given(prompts, answer_sets)

@@ -90,7 +90,9 @@ def scores_and_gradients(model, logps):
 
 
 CASES = [(a, "eager") for a in ARCHITECTURES] + [
-    (a, "sdpa") for a in ARCHITECTURES if a != "gemma2"  # soft-capping needs eager
+    (a, "sdpa")
+    for a in ARCHITECTURES
+    if a != "gemma2"  # soft-capping needs eager
 ]
 
 

@@ -1,4 +1,4 @@
-"""The self-check: architectures that cannot read tries are found, and trained right all the same."""
+"""The self-check: architectures that cannot read tries are found, and trained all the same."""
 
 import pytest
 import torch

@@ -164,7 +164,8 @@ def damage(folder, tensors=None, **settings):
         (lambda t: t.popitem(), "1 tensors differ.*missing"),
         (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.ones(2, 2)}),
          "lm_head.lora_A.weight, is \\(2, 2\\) in the file and unknown here"),
-        (lambda t: t.update({k: v[:, :1].clone() for k, v in t.items() if "0.self_attn.q_proj.lora_A" in k}),
+        (lambda t: t.update({k: v[:, :1].clone() for k, v in t.items()
+                             if "0.self_attn.q_proj.lora_A" in k}),
          "q_proj.lora_A.weight, is \\(2, 1\\) in the file and \\(2, 32\\) here"),
         (lambda t: [t.update({k.replace("base_model.model.", ""): t.pop(k)}) for k in list(t)],
          "32 tensors differ"),
@@ -172,7 +173,9 @@ def damage(folder, tensors=None, **settings):
                     if "_A." in k], "16 tensors differ"),
     ],
 )  # fmt: skip
-def test_a_tensor_missing_extra_misnamed_or_misshaped_is_an_error(model, tmp_path, change, complaint):
+def test_a_tensor_missing_extra_misnamed_or_misshaped_is_an_error(
+    model, tmp_path, change, complaint
+):
     save_adapter(model, tmp_path, base_model="some/base")
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     change(tensors)
