@@ -54,8 +54,8 @@ class TreeBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Self:
         """Return the batch with its tensors on `device`."""
-        tensors: Any = (field.to(device) for field in self if isinstance(field, Tensor))
-        return type(self)(*tensors, self.answers, self.shared)
+        fields: Any = (f.to(device) if isinstance(f, Tensor) else f for f in self)
+        return type(self)(*fields)
 
 
 def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:

@@ -1,6 +1,7 @@
 """TruthfulQA -> `Preference`s: the best answer against each incorrect one.
 
-Lin, Hilton, Evans 2021 (arXiv 2109.07958). Read from the authors' CSV, from the built-in questions (the same columns) or from the Hub.
+Lin, Hilton, Evans 2021 (arXiv 2109.07958). Read from the authors' CSV, from the built-in
+questions, which have the same columns, or from the Hub.
 """
 
 import csv

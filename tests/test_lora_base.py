@@ -1,0 +1,108 @@
+"""The base model: the built-in one for real, devices, dtypes, and the choice of a default."""
+
+import os
+
+import pytest
+import torch
+from conftest import small_tokenizer
+
+from data import EncodedQuestion, encode, load_preferences
+from dpo import check_sharing
+from lora import ModelError, choose_device, choose_dtype, choose_model, load_base
+from lora.base import builtin_folder
+from lora.files import written_whole
+
+
+@pytest.fixture(scope="module")
+def gemma():
+    """Gemma 3 270M as converted from the package, in the precision that the run takes."""
+    device = torch.device("cpu")
+    return load_base("builtin", device, choose_dtype("auto", device))
+
+
+@torch.no_grad()
+def test_the_built_in_model_is_a_language_model_that_knows_paris(gemma):
+    prompt = gemma.tokenizer("Question: What is the capital of France?\nAnswer:").input_ids
+    assert prompt[0] == gemma.tokenizer.bos_token_id
+    logits = gemma.model(torch.tensor([prompt])).logits[0, -1]
+    assert gemma.tokenizer.decode(logits.argmax()) == " Paris"
+
+
+def test_the_built_in_model_is_frozen_tied_and_can_be_saved(gemma, tmp_path):
+    model = gemma.model
+    assert not any(p.requires_grad for p in model.parameters()) and not model.training
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    assert head.weight.data_ptr() == embeddings.weight.data_ptr()
+    assert not hasattr(model.config, "quantization_config")
+    folder = builtin_folder()
+    assert gemma.name == str(folder)
+    assert "terms" in (folder / "NOTICE").read_text()
+
+
+def test_the_built_in_model_reads_tries_of_the_built_in_questions(gemma):
+    encoding = encode(load_preferences("builtin")[:20], gemma.tokenizer)
+    assert encoding.boundary_merges == 0 and not encoding.too_long
+    check = check_sharing(gemma.model, encoding.questions)
+    assert check.shared, check.reason
+
+
+def test_real_gemma_tokens_decode_back_and_controls_stay_text(gemma):
+    tokenizer = gemma.tokenizer
+    q: EncodedQuestion = encode(load_preferences("builtin")[:1], tokenizer).questions[0]
+    assert tokenizer.decode(q.prompt).startswith("<bos>Question: ")
+    assert all(a[-1] == tokenizer.eos_token_id and a.count(a[-1]) == 1 for a in q.answers)
+
+
+@pytest.mark.skipif(os.environ.get("CI") != "true", reason="half a minute; CI does it")
+def test_a_conversion_leaves_one_whole_folder(tmp_path):
+    folder = builtin_folder(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    target = tmp_path / "x"
+    with pytest.raises(KeyboardInterrupt), written_whole(target) as new:
+        (new / "half").write_text("...")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    for content in ("first", "second"):
+        with written_whole(target) as new:
+            (new / "file").write_text(content)
+    assert (target / "file").read_text() == "second"
+    with pytest.raises(OSError), written_whole(target) as new:
+        raise OSError("disk full")
+    assert (target / "file").read_text() == "second"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_default_model_depends_on_gpu_memory_and_token(monkeypatch):
+    gpu = torch.device("cuda")
+    assert choose_model(torch.device("cpu"), "token")[0] == "builtin"
+    for free, token, expected in [
+        (20 << 30, "token", "builtin"),
+        (40 << 30, None, "builtin"),
+        (40 << 30, "token", "google/gemma-2-9b"),
+    ]:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, free))
+        name, why = choose_model(gpu, token)
+        assert name == expected and why
+
+
+def test_the_dtype_is_bfloat16_where_the_processor_computes_in_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for capability, expected in [("avx512_bf16", torch.bfloat16), ("avx2", torch.float32)]:
+        capabilities = {capability: True}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c, raising=False)
+        assert choose_dtype("auto", cpu) == expected
+    assert choose_dtype("float16", cpu) == torch.float16
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ModelError, match="--device warp"):
+        choose_device("warp")
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_a_tokenizer_of_the_tests_is_like_the_real_one(gemma):
+    assert small_tokenizer()("a</s>b", split_special_tokens=True).input_ids.count(2) == 0
+    assert gemma.tokenizer("a<eos>b", split_special_tokens=True).input_ids.count(1) == 0
