@@ -51,7 +51,7 @@ class Config:
     eval_fraction: float = flag(0.2, "share of the questions held out")
     shuffle: Shuffle = flag("questions", "what is shuffled: whole questions or single pairs")
 
-    lr: float = flag(5e-4, "peak learning rate", "training")
+    lr: float = flag(1e-3, "peak learning rate", "training")
     epochs: int = flag(1, "passes over the pairs")
     max_steps: int | None = flag(None, "stop after this many optimizer steps")
     batch_size: int = flag(2, "pairs; times --grad-accum it is the pairs of an optimizer step")

@@ -70,7 +70,7 @@ def run(config: Config) -> Path:
     pairs_trained = sum(map(len, steps))
     tokens = data.count_tokens((q.prompt, q.trained) for q in train)
     print_plan(config, base, encoding, len(held_out), check, pairs_trained, len(steps), tokens)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / "config.yaml")
     clock.lap("load")
 
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(parse(argv))
     except KeyboardInterrupt:
-        print("\ntrain.py: interrupted; a merged model exists only if it was named above")
+        print("\ntrain.py: interrupted; no file is half-written", file=sys.stderr)
         return 130
     except (UsageError, data.DataError, lora.ModelError) as error:
         if debug:

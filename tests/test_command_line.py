@@ -94,6 +94,13 @@ def test_a_folder_that_holds_something_is_never_written_into(tmp_path, capsys):
     assert train.main(["--output-dir", str(tmp_path / "summary.json" / "x")]) == 2
 
 
+def test_an_empty_folder_may_be_given(tmp_path, model_folder, questions_csv):
+    argv = ["--model", str(model_folder), "--data", str(questions_csv), "--max-steps", "1"]
+    assert train.main([*argv, "--no-merge", "--output-dir", str(tmp_path / "new" / "run")]) == 0
+    (tmp_path / "empty").mkdir()
+    assert train.main([*argv, "--no-merge", "--output-dir", str(tmp_path / "empty")]) == 0
+
+
 def test_ctrl_c_ends_with_130_and_no_traceback(monkeypatch, capsys):
     def interrupted(config):
         raise KeyboardInterrupt
@@ -110,12 +117,12 @@ def test_debug_shows_the_traceback():
 
 def test_the_readmes_commands_are_understood():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^(?:\$ )?python train\.py(.*)$", text, re.M)
-    assert commands
+    commands = re.findall(r"python train\.py([^`\n]*)", text)
+    assert len(commands) >= 4
     for command in commands:
-        parse(
-            command.split("#")[0].replace("RUN", "x").replace("--config x/config.yaml", "").split()
-        )
+        argv = command.replace("SEED", "1").split()
+        if "--help" not in argv and "--config" not in argv:
+            parse(argv)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The house: imports go one way, and the contents page stays one."""
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,29 @@ def test_the_walk_would_notice_a_broken_rule():
 def test_no_room_needs_trl_or_peft():
     for path in [*ROOT.glob("*.py"), *(p for room in ALLOWED for p in (ROOT / room).glob("*.py"))]:
         assert not {"trl", "peft"} & set(imports(path.read_text(encoding="utf-8"))), path
+
+
+def test_the_readmes_links_lead_where_they_say():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\[([^\]]+)\]\(((?!http)[^)#]+)(?:#L(\d+))?\)", text)
+    assert len(links) >= 8
+    for name, path, line in links:
+        assert (ROOT / path).exists(), path
+        if line:
+            target = (ROOT / path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+            assert re.match(rf"(def|class) {name.strip('`')}\b", target), f"{path}#L{line}"
+
+
+def test_the_readmes_tree_names_every_file():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in [*ROOT.glob("*.py"), *(p for room in ALLOWED for p in (ROOT / room).glob("*.*"))]:
+        listed = re.search(rf"^ *{re.escape(path.name)} ", text, re.M)
+        assert listed or path.name == "__init__.py", path
+
+
+def test_installing_puts_no_module_into_site_packages():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["tool"]["setuptools"] == {"packages": [], "py-modules": []}
 
 
 def test_the_contents_page_is_short():
