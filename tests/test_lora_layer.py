@@ -23,6 +23,16 @@ def test_the_delta_by_hand():
     assert layer_2x2().delta().tolist() == [[6, 12], [8, 16]]
 
 
+def test_alpha_is_divided_by_the_rank_once():
+    """r = 2, alpha = 4: dW = 2 [[1, 1], [2, 0]] [[3, 4], [1, 0]] = 2 [[4, 4], [6, 8]]."""
+    layer = LoRALinear(torch.nn.Linear(2, 2, bias=False), rank=2, alpha=4.0)
+    layer.A.data.copy_(torch.tensor([[1.0, 1.0], [2.0, 0.0]]))
+    layer.B.data.copy_(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
+    assert layer.delta().tolist() == [[8, 12], [8, 16]]
+    x = torch.tensor([[1.0, 0.0]])
+    torch.testing.assert_close(layer(x) - layer.base(x), torch.tensor([[8.0, 8.0]]))
+
+
 def test_the_output_by_hand():
     """x = [1 1]: x W = [1 1]; x A = 3; 2 * 3 * [3 4] = [18 24]; y = [19 25]."""
     assert layer_2x2()(torch.ones(1, 2)).tolist() == [[19, 25]]
