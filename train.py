@@ -30,6 +30,12 @@ def run(config: Config) -> Path:
     torch.manual_seed(config.seed)
     clock = Clock()
 
+    # The questions. What `auto` stands for is settled here, so that config.yaml repeats the run.
+    if config.data == "auto":
+        config.data, why = data.choose_source()
+        print(f"Data: {config.data}, since {why}; --data chooses other questions.", flush=True)
+    preferences = data.load_preferences(config.data, token)
+
     # The frozen base model.
     device = lora.choose_device(config.device)
     if config.model == "auto":
@@ -42,15 +48,11 @@ def run(config: Config) -> Path:
         print(lora.GEMMA_TERMS)
 
     # Questions -> token ids, some of them held out.
-    if config.data == "auto":
-        config.data, why = data.choose_source()
-        print(f"Data: {config.data}, since {why}; --data chooses other questions.", flush=True)
     if config.template == "auto":
         config.template = "chat" if base.tokenizer.chat_template else "plain"
     limit = config.max_length or getattr(
         model.config.get_text_config(), "max_position_embeddings", None
     )
-    preferences = data.load_preferences(config.data, token)
     encoding = data.encode(preferences, base.tokenizer, config.template, limit)
     train, held_out = data.split_by_question(encoding.questions, config.eval_fraction, config.seed)
 
