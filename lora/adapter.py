@@ -78,7 +78,7 @@ def train_adapters(model: nn.Module) -> None:
     """
     model.eval()
     for layer in lora_layers(model).values():
-        layer.dropout.train()
+        layer.training = True  # and not its base
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def save_adapter(
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": first.alpha,
-        "lora_dropout": first.dropout.p,
+        "lora_dropout": first.dropout,
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": first.rank,

@@ -6,6 +6,7 @@ from conftest import randomise, small_model
 
 from lora import LoRALinear, ModelError, add_lora
 from lora.adapter import adapter_parameters
+from lora.layer import drop
 
 
 def layer_2x2(alpha=2.0):
@@ -90,6 +91,20 @@ def test_dropout_acts_on_the_lora_path_alone_and_is_right_on_average():
     layer.B.data.zero_()
     assert torch.equal(layer(x), layer.base(x))  # nothing of the base path is dropped
     assert torch.equal(layer.eval()(x), layer.base(x))
+
+
+def test_dropout_drops_its_share_everywhere_alike():
+    torch.manual_seed(0)
+    x, kept = drop(torch.ones(1000, 1001), 0.05)
+    assert kept == 1 - round(0.05 * 65536) / 65536
+    assert set(x.unique().tolist()) == {0, 1}
+    # 1,001,000 draws: the share's standard deviation is .0002, a quarter's .0004
+    assert abs(x.mean() - kept) < 1e-3
+    flat = x.flatten()
+    for i in range(4):  # the four decisions of a random number
+        assert abs(flat[i::4].mean() - kept) < 2e-3
+    together = (flat[0:-4:4] * flat[1:-4:4]).mean()  # independent of each other
+    assert abs(together - kept**2) < 2e-3
 
 
 def test_the_masters_are_float32_and_move_by_tiny_steps_under_a_bfloat16_base():
