@@ -4,14 +4,14 @@ from lora.adapter import (
     adapter_parameters,
     adapters_disabled,
     add_lora,
-    load_adapter,
     lora_layers,
-    save_adapter,
     train_adapters,
 )
 from lora.base import GEMMA_TERMS, Base, choose_device, choose_dtype, choose_model, load_base
 from lora.layer import LoRALinear, ModelError
 from lora.merge import merge_lora, merge_rounding, merged_weight, save_merged
+from lora.peft_format import load_adapter, save_adapter
+from lora.targets import as_targets
 
 __all__ = [
     "GEMMA_TERMS",
@@ -21,6 +21,7 @@ __all__ = [
     "adapter_parameters",
     "adapters_disabled",
     "add_lora",
+    "as_targets",
     "choose_device",
     "choose_dtype",
     "choose_model",

@@ -50,7 +50,7 @@ ARCHITECTURES = {
 }
 
 
-def small_model(architecture="llama", attention="eager", **changes):
+def small_model(architecture="llama", attention="eager", scale=0.3, **changes):
     """A random model in float32, its weights large enough that scores differ clearly."""
     config = ARCHITECTURES[architecture]()
     for name, value in changes.items():
@@ -59,7 +59,7 @@ def small_model(architecture="llama", attention="eager", **changes):
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     for name, weight in model.named_parameters():
         if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.3 if "embed" not in name else 1.0)
+            torch.nn.init.normal_(weight, std=scale if "embed" not in name else 1.0)
     return model.eval()
 
 

@@ -58,7 +58,7 @@ def test_gemma_2_9b_has_4472832_trained_parameters():
     [
         (["q_proj", "query"], "'query' matches no module.*q_proj"),
         (["proj"], "'proj' matches no module"),  # part of a name is no name
-        (["self_attn"], "LlamaAttention; LoRA wraps nn.Linear"),
+        (["self_attn"], "LlamaAttention; LoRA here wraps nn.Linear"),
     ],
 )
 def test_a_target_that_matches_nothing_linear_is_refused_and_nothing_changes(targets, complaint):
@@ -163,10 +163,10 @@ def damage(folder, tensors=None, **settings):
     [
         (lambda t: t.popitem(), "1 tensors differ.*missing"),
         (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.ones(2, 2)}),
-         "lm_head.lora_A.weight, is \\(2, 2\\) in the file and unknown here"),
+         "lm_head.lora_A.weight is \\(2, 2\\) in the file and unknown here"),
         (lambda t: t.update({k: v[:, :1].clone() for k, v in t.items()
                              if "0.self_attn.q_proj.lora_A" in k}),
-         "q_proj.lora_A.weight, is \\(2, 1\\) in the file and \\(2, 32\\) here"),
+         "q_proj.lora_A.weight is \\(2, 1\\) in the file and \\(2, 32\\) here"),
         (lambda t: [t.update({k.replace("base_model.model.", ""): t.pop(k)}) for k in list(t)],
          "32 tensors differ"),
         (lambda t: [t.update({k.replace("_A.", "_A.default."): t.pop(k)}) for k in list(t)

@@ -1,0 +1,178 @@
+"""Adapters on disk, in PEFT's format both ways: what is saved here loads there, and back.
+
+Keys are `base_model.model.<module>.lora_A.weight` (r, in) and `.lora_B.weight` (out, r): A and B
+transposed. The settings are in `adapter_config.json`.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lora.adapter import add_lora, lora_layers
+from lora.files import written_whole
+from lora.layer import ModelError
+from lora.targets import by_pattern, match_targets
+
+PREFIX = "base_model.model."  # where PEFT's wrapper keeps the model
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+# Settings under which an adapter is another function than the one computed here.
+UNSUPPORTED = (
+    "use_dora", "fan_in_fan_out", "modules_to_save", "layers_to_transform", "layers_pattern",
+    "exclude_modules", "target_parameters", "trainable_token_indices", "lora_bias",
+    "layer_replication", "use_qalora", "alora_invocation_tokens", "megatron_config",
+)  # fmt: skip
+PLAIN_INIT = (True, False, None, "gaussian", "orthogonal")  # the others change the base's weights
+
+
+def save_adapter(
+    model: nn.Module, folder: str | Path, base_model: str, revision: str | None = None
+) -> None:
+    """Write the adapter of `model` as PEFT 0.21 does, float32, in one step.
+
+    `base_model` is what `from_pretrained` can load. rsLoRA is written as plain LoRA with alpha
+    sqrt(r), the same function, which every reader knows. The commonest rank and alpha are the
+    file's, and layers that differ are named in its patterns.
+
+    Raises:
+        ModelError: the model has no LoRA layer.
+    """
+    layers = lora_layers(model)
+    if not layers:
+        raise ModelError("the model has no LoRA layer to save")
+    rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
+    alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
+    config = {
+        "alpha_pattern": {n: m.alpha for n, m in layers.items() if m.alpha != alpha},
+        "base_model_name_or_path": base_model,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": alpha,
+        "lora_dropout": next(iter(layers.values())).dropout,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": {n: m.rank for n, m in layers.items() if m.rank != rank},
+        "revision": revision,
+        "target_modules": _shortest_targets(model),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    tensors = {}
+    for name, layer in layers.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.A.detach().T.contiguous()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.B.detach().T.contiguous()
+    text = json.dumps(config, indent=2, sort_keys=True)
+    with written_whole(Path(folder)) as new:
+        save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+        (new / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def _shortest_targets(model: nn.Module) -> list[str]:
+    """Return last name parts where they mean the patched layers and no other, else whole names."""
+    patched = set(lora_layers(model))
+    ends = {name.rpartition(".")[2] for name in patched}
+    others = {n for n, _ in model.named_modules()} - patched
+    return sorted(patched if any(n.rpartition(".")[2] in ends for n in others) else ends)
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
+    """Add the adapter saved in `folder` to `model` and return the patched modules' names.
+
+    The tensors must be exactly those that the configuration promises: a missing, extra or wrongly
+    shaped one is an error, never skipped. rsLoRA becomes plain LoRA with alpha sqrt(r).
+
+    Raises:
+        ModelError: a file is missing or damaged, a setting is not supported, or a tensor does not
+            fit. No layer is replaced then.
+    """
+    folder = Path(folder)
+    config, tensors = read_adapter(folder)
+    expected: dict[str, tuple[int, int]] = {}
+    for name in match_targets(model, config["target_modules"]):
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        rank = by_pattern(name, config.get("rank_pattern"), config["r"])
+        expected[f"{PREFIX}{name}.lora_A.weight"] = (rank, layer.in_features)
+        expected[f"{PREFIX}{name}.lora_B.weight"] = (layer.out_features, rank)
+    actual = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    wrong = sorted(k for k in expected.keys() | actual.keys() if expected.get(k) != actual.get(k))
+    if wrong:
+        key = next((k for k in wrong if k in expected and k in actual), wrong[0])
+        made_for = config.get("base_model_name_or_path") or "another model"
+        raise ModelError(
+            f"{folder}, made for {made_for}, does not fit this model: {len(wrong)} tensors differ; "
+            f"{key} is {actual.get(key, 'missing')} in the file and "
+            f"{expected.get(key, 'unknown')} here{_hint(actual)}"
+        )
+    names = add_lora(
+        model,
+        config["r"],
+        config["lora_alpha"],
+        config.get("lora_dropout") or 0.0,
+        config["target_modules"],
+        bool(config.get("use_rslora")),
+        config.get("rank_pattern"),
+        config.get("alpha_pattern"),
+    )
+    with torch.no_grad():
+        for name, layer in lora_layers(model).items():
+            layer.A.copy_(tensors[f"{PREFIX}{name}.lora_A.weight"].T)
+            layer.B.copy_(tensors[f"{PREFIX}{name}.lora_B.weight"].T)
+    return names
+
+
+def _hint(keys: Any) -> str:
+    """Say what went wrong when the keys show it."""
+    if any("_orig_mod." in key for key in keys):
+        return "; its keys hold `_orig_mod.`: it was saved from a compiled model, save the original"
+    if any(".lora_A." in k and not k.endswith(".lora_A.weight") for k in keys):
+        return "; its keys hold an adapter's name: save it by PEFT's save_pretrained"
+    if any("embed_tokens" in key or "lm_head" in key for key in keys):
+        return "; it holds embeddings or a head, which are not supported"
+    return ""
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the validated settings and the tensors of a saved adapter.
+
+    Raises:
+        ModelError: a file is missing or damaged, or a setting is missing or not supported.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+    except FileNotFoundError:
+        missing = next(n for n in (CONFIG, WEIGHTS) if not (folder / n).is_file())
+        raise ModelError(f"{folder} is no adapter: {missing} is missing") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"the adapter in {folder} cannot be read: {error}") from error
+    where = folder / CONFIG
+    if not isinstance(config, dict):
+        raise ModelError(f"{where} holds no settings")
+    for key in ("r", "lora_alpha", "target_modules"):
+        if not config.get(key):
+            raise ModelError(f"{where} lacks {key!r}, and guessing is unsafe")
+    kinds = {"r": int, "lora_alpha": int | float, "target_modules": str | list}
+    for key, kind in kinds.items():
+        if not isinstance(config[key], kind):
+            raise ModelError(f"{where}: {key!r} is {config[key]!r}, which is no value for it")
+    unsupported = [key for key in UNSUPPORTED if config.get(key)]
+    if config.get("peft_type", "LORA") != "LORA":
+        unsupported.append(f"peft_type {config['peft_type']}")
+    if config.get("bias", "none") != "none":
+        unsupported.append(f"bias {config['bias']}")
+    if config.get("init_lora_weights", True) not in PLAIN_INIT:
+        unsupported.append(f"init_lora_weights {config['init_lora_weights']}")
+    if unsupported:
+        raise ModelError(f"{where} uses {', '.join(unsupported)}, which is not supported")
+    return config, tensors

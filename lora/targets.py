@@ -1,0 +1,84 @@
+"""Which layers get an adapter, by PEFT's rules of naming."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lora.layer import LoRALinear, ModelError
+
+Targets = str | Sequence[str]  # names, or one regular expression, or "all-linear"
+Value = TypeVar("Value")
+
+
+def as_targets(names: Sequence[str]) -> Targets:
+    """Read a command line's names: one that is no plain name is a regular expression."""
+    (first, *rest) = names
+    if not rest and (first == "all-linear" or not re.fullmatch(r"[\w.]+", first)):
+        return first
+    return list(names)
+
+
+def match_targets(model: nn.Module, targets: Targets) -> list[str]:
+    """Return the names of the linear layers that `targets` means, in the model's order.
+
+    A list matches whole names or their last parts (`v_proj`, `layers.0.self_attn.v_proj`); a
+    string is a regular expression for whole names; `all-linear` is every linear layer but the
+    output head.
+
+    Raises:
+        ModelError: a target matches nothing, or a module that cannot have an adapter.
+    """
+    if any(isinstance(m, LoRALinear) for m in model.modules()):
+        raise ModelError("the model already has LoRA layers; merge them before adding others")
+    modules = dict(model.named_modules())
+    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = find_head()
+    linear = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m is not head]
+    if targets == "all-linear":
+        found = set(linear)
+    elif isinstance(targets, str):
+        try:
+            found = {n for n in modules if re.fullmatch(targets, n)}
+        except re.error as error:
+            raise ModelError(
+                f"--target-modules {targets!r} is no regular expression: {error}"
+            ) from None
+        _some(found, targets, linear)
+    else:
+        found = set()
+        for target in targets:
+            matches = {n for n in modules if n == target or n.endswith(f".{target}")}
+            _some(matches, target, linear)
+            found |= matches
+    for name in found:
+        module = modules[name]
+        if module is head:
+            raise ModelError(
+                f"--target-modules reaches the output head {name}: scores are read off its weight "
+                "itself, often tied to the embeddings, so an adapter there is not supported"
+            )
+        if not isinstance(module, nn.Linear):
+            raise ModelError(
+                f"--target-modules reaches {name}, a {type(module).__name__}; LoRA here wraps "
+                "nn.Linear layers, not embeddings or whole blocks"
+            )
+    return [n for n in modules if n in found]
+
+
+def _some(found: set[str], target: str, linear: Sequence[str]) -> None:
+    if not found:
+        ends = sorted({n.rpartition(".")[2] for n in linear})
+        raise ModelError(
+            f"--target-modules {target!r} matches no module; linear layers here end in "
+            f"{', '.join(ends) or 'nothing: there are none'}"
+        )
+
+
+def by_pattern(name: str, patterns: Mapping[str, Value] | None, default: Value) -> Value:
+    """Return the value of the first pattern that matches the last parts of `name`."""
+    for pattern, value in (patterns or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+            return value
+    return default
