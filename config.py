@@ -3,9 +3,11 @@
 import argparse
 import dataclasses
 import difflib
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -13,6 +15,9 @@ from data.batches import Shuffle
 from data.encode import Template
 from dpo.loss import Loss
 from dpo.schedule import Schedule
+from lora.quantise import Quantise
+
+Number = TypeVar("Number", int, float)
 
 
 class UsageError(ValueError):
@@ -31,6 +36,7 @@ class Config:
     model: str = flag("auto", "Hub id, folder, builtin, or auto", "model")
     revision: str | None = flag(None, "branch, tag or commit of a Hub model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag("auto", "of the base")
+    quantize: Quantise = flag("none", "store the base's linear layers in fewer bits")
     attention: Literal["auto", "eager", "sdpa"] = flag("auto", "how attention is computed")
     device: str = flag("auto", "cpu, cuda, cuda:1, mps, or auto")
 
@@ -39,6 +45,11 @@ class Config:
     dropout: float = flag(0.05, "on the LoRA path")
     target_modules: tuple[str, ...] = flag(("q_proj", "v_proj"), "names of the layers to patch")
     rslora: bool = flag(False, "scale the delta by alpha / sqrt(r) instead")
+    rank_pattern: tuple[str, ...] = flag((), "NAME=RANK for layers that differ")
+    alpha_pattern: tuple[str, ...] = flag((), "NAME=ALPHA for layers that differ")
+    lora_plus_ratio: float = flag(1.0, "the learning rate of B over that of A (LoRA+)")
+    adapter: str | None = flag(None, "continue from this adapter, with its own settings")
+    reference_adapter: bool = flag(False, "with --adapter: it is the reference, not the bare base")
 
     beta: float = flag(0.1, "a larger one keeps the policy closer to the reference", "DPO")
     loss: Loss = flag("sigmoid", "the formula")
@@ -78,6 +89,7 @@ class Config:
             ("alpha", self.alpha > 0, "above 0"),
             ("dropout", 0 <= self.dropout < 1, "0 or more and below 1"),
             ("target_modules", len(self.target_modules) > 0, "at least one name"),
+            ("lora_plus_ratio", self.lora_plus_ratio > 0, "above 0"),
             ("beta", self.beta > 0, "above 0"),
             ("label_smoothing", 0 <= self.label_smoothing < 0.5, "0 or more and below 0.5"),
             ("max_length", self.max_length is None or self.max_length > 1, "2 or more"),
@@ -94,11 +106,36 @@ class Config:
         for name, fits, what in ranges:
             if not fits:
                 raise UsageError(f"{_flag(name)} {getattr(self, name)} must be {what}")
+        if self.reference_adapter and not self.adapter:
+            raise UsageError("--reference-adapter needs --adapter, the adapter to start from")
+        self.patterns("rank_pattern", int)
+        self.patterns("alpha_pattern", float)
+
+    def patterns(self, name: str, kind: Callable[[str], Number]) -> dict[str, Number]:
+        """Read NAME=NUMBER settings.
+
+        Raises:
+            UsageError: one has another form, or its number is not above 0.
+        """
+        found: dict[str, Number] = {}
+        for text in getattr(self, name):
+            pattern, _, number = text.rpartition("=")
+            try:
+                re.compile(pattern)
+                found[pattern] = kind(number)
+            except (ValueError, re.error):
+                pattern = ""
+            if not pattern or found[pattern] <= 0:
+                raise UsageError(f"{_flag(name)} {text!r} is not NAME=NUMBER with a number above 0")
+        return found
 
     def save(self, path: Path) -> None:
         """Write every setting but the output folder, so that `--config` repeats the run anew."""
-        settings = dataclasses.asdict(self) | {"target_modules": list(self.target_modules)}
-        del settings["output_dir"], settings["debug"]
+        settings = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in ("output_dir", "debug")
+        }
         path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
@@ -138,8 +175,8 @@ def parse(argv: list[str] | None = None) -> Config:
         parser.set_defaults(**_read_yaml(Path(first.config), hints))
     settings = vars(parser.parse_args(argv))
     del settings["config"]
-    settings["target_modules"] = tuple(settings["target_modules"])
-    config = Config(**settings)
+    values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    config = Config(**values)
     config.validate()
     return config
 

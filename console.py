@@ -91,11 +91,12 @@ def print_plan(
     patched = lora.lora_layers(model)
     trained = sum(p.numel() for p in lora.adapter_parameters(model))
     total = sum(p.numel() for p in model.parameters())
+    ranks = ", ".join(map(str, sorted({layer.rank for layer in patched.values()})))
     where = f"{str(model.dtype).removeprefix('torch.')}, {model.device}"
     saved = tokens["as_pairs"] / tokens["as_tries"]
     rows = [
         ("model", f"{base.name} ({total - trained:,} frozen parameters, {where})"),
-        ("LoRA", f"{len(patched)} layers, {trained:,} trained parameters (rank {config.rank})"),
+        ("LoRA", f"{len(patched)} layers, {trained:,} trained parameters (rank {ranks})"),
         ("data", f"{config.data}: {questions} questions, {held_out} of them held out"),
         ("text", f"{config.template} template"),
         ("training", f"{pairs} pairs in {steps} steps"),

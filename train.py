@@ -5,6 +5,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -42,7 +43,9 @@ def run(config: Config) -> Path:
         config.model, why = lora.choose_model(device, token)
         print(f"Model: {config.model}, since {why}; --model chooses another.", flush=True)
     dtype = lora.choose_dtype(config.dtype, device)
-    base = lora.load_base(config.model, device, dtype, config.attention, config.revision, token)
+    base = lora.load_base(
+        config.model, device, dtype, config.attention, config.revision, token, config.quantize
+    )
     model = base.model
     if "gemma" in model.config.model_type:
         print(lora.GEMMA_TERMS)
@@ -58,9 +61,23 @@ def run(config: Config) -> Path:
 
     # Adapters on the base, which stays as it is and is the reference.
     check = dpo.check_sharing(model, train + held_out)
-    cache = user_cache_path("trie-dpo") / "reference" / f"{dpo.base_fingerprint(model)}.json"
-    alpha = config.alpha * (config.rank**0.5 if config.rslora else 1.0)
-    lora.add_lora(model, config.rank, alpha, config.dropout, config.target_modules)
+    fingerprint = dpo.base_fingerprint(model)
+    if config.adapter:
+        lora.load_adapter(model, config.adapter)
+    else:
+        lora.add_lora(
+            model,
+            config.rank,
+            config.alpha,
+            config.dropout,
+            lora.as_targets(config.target_modules),
+            config.rslora,
+            config.patterns("rank_pattern", int),
+            config.patterns("alpha_pattern", float),
+        )
+    if config.reference_adapter:  # the reference is the policy as it stands now
+        fingerprint = dpo.base_fingerprint(model)
+    cache = user_cache_path("trie-dpo") / "reference" / f"{fingerprint}.json"
     parameters = lora.adapter_parameters(model)
     orders = [
         data.epoch_order(train, config.seed, epoch, config.shuffle)
@@ -82,7 +99,7 @@ def run(config: Config) -> Path:
     if not config.reference_free:
         wanted += [(q.prompt, q.trained) for q in train]
     batches = dpo.scoring_batches(known, wanted, TOKENS["score"], check.shared)
-    with lora.adapters_disabled(model):
+    with nullcontext() if config.reference_adapter else lora.adapters_disabled(model):
         new = dpo.score_answers(
             model, track(batches, "Reference", "answers", lambda b: b[1].answers)
         )
@@ -98,7 +115,9 @@ def run(config: Config) -> Path:
     clock.lap("reference")
 
     # The loop.
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    ratios = {"A": 1.0, "B": config.lora_plus_ratio}  # LoRA+, arXiv 2402.12354: B learns faster
+    groups = [{"params": lora.adapter_parameters(model, name), "name": name} for name in ratios]
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     warmup = round(config.warmup_ratio * len(steps))
     lora.train_adapters(model)
     progress = Progress("Training", pairs_trained, "pairs")
@@ -118,7 +137,8 @@ def run(config: Config) -> Path:
                 seen.append(dpo.pair_columns(result, logps[chosen], logps[rejected]))
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             rate = config.lr * dpo.schedule_factor(step, len(steps), warmup, config.schedule)
-            optimizer.param_groups[0]["lr"] = rate
+            for group in optimizer.param_groups:
+                group["lr"] = rate * ratios[group["name"]]
             optimizer.step()
             optimizer.zero_grad()
             metrics = dpo.step_metrics(torch.cat(seen, 1))

@@ -75,9 +75,13 @@ def base_fingerprint(model: Any) -> str:
     """Hash every weight, dtype and setting of a model that has no adapters yet."""
     config = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
     digest = hashlib.sha256(config.encode())
-    for name, weight in model.named_parameters():
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    seen: set[int] = set()  # tied weights once; the state holds a quantised base's scales too
+    for name, weight in model.state_dict().items():
+        if isinstance(weight, torch.Tensor) and weight.data_ptr() not in seen:
+            seen.add(weight.data_ptr())
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            raw: Any = weight.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+            digest.update(raw)
     return digest.hexdigest()
 
 

@@ -54,9 +54,9 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
 
 
-def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return every A and B: all that is trained."""
-    return [p for layer in lora_layers(model).values() for p in (layer.A, layer.B)]
+def adapter_parameters(model: nn.Module, names: str = "AB") -> list[nn.Parameter]:
+    """Return every A and B, all that is trained, or those of one name."""
+    return [getattr(layer, name) for layer in lora_layers(model).values() for name in names]
 
 
 def train_adapters(model: nn.Module) -> None:

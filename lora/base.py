@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from lora.files import written_whole
 from lora.layer import ModelError
+from lora.quantise import Quantise, keep_layout, quantisation_config
 
 BUILTIN_HUB_ID = "google/gemma-3-270m"  # what the built-in weights were made from
 HEADLINE = "google/gemma-2-9b"
@@ -79,6 +80,7 @@ def load_base(
     attention: str = "auto",
     revision: str | None = None,
     token: str | None = None,
+    quantise: Quantise = "none",
 ) -> Base:
     """Load a causal language model and its tokenizer, frozen and in eval mode.
 
@@ -90,6 +92,7 @@ def load_base(
             soft-capped attention, which fused kernels do not know, else sdpa.
         revision: of a Hub id.
         token: for gated and private models.
+        quantise: store the linear layers in 4 bits (nf4) or 8 (int8), by bitsandbytes.
 
     Raises:
         ModelError: it does not exist, cannot be reached, is gated, or holds no safetensors.
@@ -107,6 +110,10 @@ def load_base(
         if attention == "auto":
             capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
             attention = "eager" if device.type == "cpu" or capped else "sdpa"
+        quantised: dict[str, Any] = {}
+        if quantise != "none":
+            settings = quantisation_config(quantise)
+            quantised = {"quantization_config": settings, "device_map": {"": device}}
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -114,11 +121,15 @@ def load_base(
             attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
+            **quantised,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
         raise ModelError(f"--model {name} cannot be loaded: {error}") from error
-    model = model.to(device).eval().requires_grad_(False)
+    if not quantised:
+        model = model.to(device)
+    keep_layout(model)
+    model.eval().requires_grad_(False)
     known = str(folder) if name == "builtin" or Path(name).is_dir() else name
     return Base(model, tokenizer, known, revision)
 

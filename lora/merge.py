@@ -10,6 +10,7 @@ from lora.adapter import lora_layers
 from lora.base import Base
 from lora.files import written_whole
 from lora.layer import LoRALinear, ModelError
+from lora.quantise import dense_linear, dense_weight, dequantise, is_quantised
 
 
 class Rounding(NamedTuple):
@@ -20,8 +21,8 @@ class Rounding(NamedTuple):
 
 
 def merged_weight(layer: LoRALinear, dtype: torch.dtype | None = None) -> Tensor:
-    """Return round(W + dW) as (out, in), in `dtype` or the base weight's own."""
-    weight = layer.base.weight
+    """Return round(W + dW) as (out, in), in `dtype` or the base weight's own; W dequantised."""
+    weight = dense_weight(layer.base)
     return (weight.float() + layer.delta()).to(dtype or weight.dtype)
 
 
@@ -31,7 +32,7 @@ def merge_rounding(model: nn.Module, dtype: torch.dtype | None = None) -> Roundi
     moved = weights = 0
     error = norm = 0.0
     for layer in lora_layers(model).values():
-        before = layer.base.weight.float()
+        before = dense_weight(layer.base).float()
         realised = merged_weight(layer, dtype).float() - before
         delta = layer.delta()
         moved += int((realised != 0).sum())
@@ -42,24 +43,27 @@ def merge_rounding(model: nn.Module, dtype: torch.dtype | None = None) -> Roundi
 
 
 @torch.no_grad()
-def merge_lora(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def merge_lora(model: Any, dtype: torch.dtype | None = None) -> Any:
     """Replace every LoRALinear by its base layer with the delta added; return the model.
 
     The sum is float32 and rounded once. With `dtype`, the whole model is returned in it; into
     float32 nothing of a delta is lost, into bfloat16 deltas below 2^-9 of a weight are.
 
+    A quantised base is dequantised as a whole, which gives the policy that was trained and
+    evaluated; quantising the sum again would erase the adapter.
+
     Raises:
-        ModelError: there is nothing to merge (merging twice), or a base layer is quantised.
+        ModelError: there is nothing to merge (merging twice).
     """
     layers = lora_layers(model)
     if not layers:
         raise ModelError("the model has no LoRA layer to merge; was it merged before?")
+    quantised = any(is_quantised(layer.base) for layer in layers.values())
+    stored: Any = dtype or (model.dtype if quantised else None)
     for name, layer in layers.items():
-        if not layer.base.weight.is_floating_point():
-            raise ModelError(f"{name} is quantised; requantising would erase the adapter")
-    for name, layer in layers.items():
-        layer.base.weight = nn.Parameter(merged_weight(layer, dtype), requires_grad=False)
-        model.set_submodule(name, layer.base)
+        model.set_submodule(name, dense_linear(layer.base, merged_weight(layer, stored)))
+    if quantised:
+        dequantise(model, stored)
     for parameter in model.parameters() if dtype else ():
         parameter.data = parameter.data.to(dtype)  # buffers, such as RoPE's frequencies, stay
     return model

@@ -33,6 +33,11 @@ ROOT = Path(__file__).parents[1]
         ("--eval-fraction 1", "--eval-fraction 1.0 must be between 0 and 1"),
         ("--lr nan", "--lr nan must be above 0"),
         ("--warmup-ratio 2", "--warmup-ratio 2.0 must be 0 to 1"),
+        ("--lora-plus-ratio 0", "--lora-plus-ratio 0.0 must be above 0"),
+        ("--rank-pattern v_proj", "--rank-pattern 'v_proj' is not NAME=NUMBER"),
+        ("--rank-pattern v_proj=x", "--rank-pattern 'v_proj=x' is not NAME=NUMBER"),
+        ("--alpha-pattern (=2", "--alpha-pattern '(=2' is not NAME=NUMBER"),
+        ("--reference-adapter", "--reference-adapter needs --adapter"),
         ("--config none.yaml", "--config none.yaml cannot be read"),
     ],
 )

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lora import ModelError, adapters_disabled, add_lora, load_adapter, save_adapter
 from lora.adapter import adapter_parameters, lora_layers, train_adapters
+from lora.targets import as_targets, match_targets
 
 TOKENS = torch.arange(1, 13)[None]
 
@@ -59,6 +60,10 @@ def test_gemma_2_9b_has_4472832_trained_parameters():
         (["q_proj", "query"], "'query' matches no module.*q_proj"),
         (["proj"], "'proj' matches no module"),  # part of a name is no name
         (["self_attn"], "LlamaAttention; LoRA here wraps nn.Linear"),
+        (["embed_tokens"], "Embedding; LoRA here wraps nn.Linear layers, not embeddings"),
+        (["lm_head"], "the output head lm_head: scores are read off its weight"),
+        (r".*\.query", "matches no module"),
+        ("(", "is no regular expression"),
     ],
 )
 def test_a_target_that_matches_nothing_linear_is_refused_and_nothing_changes(targets, complaint):
@@ -215,3 +220,61 @@ def test_missing_and_damaged_files_are_named(model, tmp_path):
     with pytest.raises(ModelError, match="no LoRA layer to save"):
         save_adapter(small_model("llama"), tmp_path / "x", base_model="some/base")
     assert not (tmp_path / "x").exists()
+
+
+def test_targets_by_name_by_regular_expression_and_all_linear():
+    model = small_model("llama")
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert len(match_targets(model, "all-linear")) == 4 * len(linear)  # and not the head
+    assert set(match_targets(model, as_targets(linear))) == set(match_targets(model, "all-linear"))
+    assert match_targets(model, as_targets([r".*\.1\..*(q|v)_proj"])) == [
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.self_attn.v_proj",
+    ]
+    assert match_targets(model, ["layers.1.self_attn.q_proj"]) == [
+        "model.layers.1.self_attn.q_proj"
+    ]
+
+
+def test_a_pattern_gives_layers_their_own_rank_and_alpha():
+    model = small_model("llama")
+    add_lora(model, 4, 8, rank_pattern={"v_proj": 2}, alpha_pattern={r"layers\.0\..*": 1})
+    ranks = {n: (m.rank, m.scale) for n, m in lora_layers(model).items()}
+    assert ranks["model.layers.0.self_attn.q_proj"] == (4, 1 / 4)
+    assert ranks["model.layers.0.self_attn.v_proj"] == (2, 1 / 2)
+    assert ranks["model.layers.1.self_attn.v_proj"] == (2, 8 / 2)
+
+
+def test_rslora_is_lora_with_alpha_times_the_root_of_the_rank():
+    model = small_model("llama")
+    add_lora(model, rank=4, alpha=6, rslora=True, rank_pattern={"v_proj": 9})
+    layers = lora_layers(model)
+    assert layers["model.layers.0.self_attn.q_proj"].scale == 6 / 2  # alpha / sqrt(r)
+    assert layers["model.layers.0.self_attn.v_proj"].scale == pytest.approx(6 / 3)
+
+
+@pytest.mark.parametrize(
+    "rename, hint",
+    [
+        (
+            lambda k: k.replace("model.model.", "model._orig_mod.model."),
+            "saved from a compiled model",
+        ),
+        (lambda k: k.replace("_A.weight", "_A.default.weight"), "keys hold an adapter's name"),
+    ],
+)
+def test_misnamed_keys_come_with_what_went_wrong(model, tmp_path, rename, hint):
+    save_adapter(model, tmp_path, base_model="org/the-base")
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    damage(tmp_path, {rename(k): v for k, v in tensors.items()})
+    with pytest.raises(ModelError, match=f"made for org/the-base, does not fit.*{hint}"):
+        load_adapter(small_model("gemma2"), tmp_path)
+
+
+def test_an_adapter_of_another_base_is_refused_by_its_shapes(model, tmp_path):
+    save_adapter(model, tmp_path, base_model="org/the-base")
+    other = small_model("gemma2", hidden_size=64)
+    with pytest.raises(
+        ModelError, match=r"made for org/the-base.*\(2, 32\) in the file.*\(2, 64\)"
+    ):
+        load_adapter(other, tmp_path)

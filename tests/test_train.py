@@ -226,3 +226,59 @@ def test_the_small_models_adapters_are_found_where_they_should_be(run):
     keys = adapter(run("out", merge=False))
     assert len(keys) == 2 * 2 * 4
     assert not lora_layers(small_model())
+
+
+def test_lora_plus_moves_b_by_its_ratio(run):
+    """Adam's first step is the learning rate in each coordinate, whatever the gradient's size."""
+    settings = {"max_steps": 1, "warmup_ratio": 0.0, "merge": False, "lr": 1e-4}
+    for ratio in (1.0, 16.0):
+        tensors = adapter(run(f"ratio-{ratio}", lora_plus_ratio=ratio, **settings))
+        b = torch.cat([t.flatten() for k, t in tensors.items() if "lora_B" in k])
+        assert b.abs().max().item() == pytest.approx(1e-4 * ratio, rel=1e-2)
+
+
+def test_targets_ranks_and_alphas_are_taken_from_the_command_line(model_folder, questions_csv, run):
+    config = parse(["--target-modules", "all-linear", "--rank-pattern", "v_proj=2", "mlp.*=1",
+                    "--alpha-pattern", "o_proj=3"])  # fmt: skip
+    settings = {k: getattr(config, k) for k in ("target_modules", "rank_pattern", "alpha_pattern")}
+    folder = run("all", max_steps=1, rank=4, **settings)
+    saved = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert len(saved["target_modules"]) == 7
+    assert saved["rank_pattern"]["model.layers.0.self_attn.v_proj"] == 2
+    assert saved["rank_pattern"]["model.layers.3.mlp.up_proj"] == 1
+    assert saved["alpha_pattern"] == {f"model.layers.{i}.self_attn.o_proj": 3 for i in range(4)}
+
+
+def test_a_continued_run_starts_from_the_adapter_and_leaves_its_file_alone(run):
+    first = run("first", rank=4, epochs=6, lr=5e-3)
+    weights = (first / "adapter" / "adapter_model.safetensors").read_bytes()
+    folder = str(first / "adapter")
+    onward = run("onward", adapter=folder, max_steps=1)
+    step = log(onward)[0]
+    assert step["loss"] < math.log(2) - 0.05  # against the base, the adapter has learned already
+    assert adapter(onward).keys() == adapter(first).keys()
+    anchored = log(run("anchored", adapter=folder, reference_adapter=True, max_steps=1))[0]
+    assert anchored["loss"] == pytest.approx(math.log(2), abs=1e-5)  # against itself, nothing
+    assert anchored["logps/chosen"] == pytest.approx(step["logps/chosen"], rel=1e-4)
+    assert (first / "adapter" / "adapter_model.safetensors").read_bytes() == weights
+
+
+def test_the_reference_cache_tells_base_and_adapter_apart(run):
+    folder = str(run("first", epochs=6, lr=5e-3) / "adapter")
+    run("one", adapter=folder, reference_adapter=True, max_steps=1)
+    step = log(run("two", adapter=folder, max_steps=1))[0]
+    assert step["loss"] < math.log(2) - 0.05
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_quantised_base_trains_and_merges(run, tmp_path, tokenizer, kind):
+    base = tmp_path / "wide"
+    small_model("gemma2", vocab_size=len(tokenizer), hidden_size=64, scale=0.1).save_pretrained(
+        base
+    )
+    tokenizer.save_pretrained(base)
+    folder = run("out", model=str(base), dtype="bfloat16", quantize=kind, epochs=30, lr=5e-3)
+    assert log(folder)[-1]["loss"] < 0.4
+    merged = transformers.AutoModelForCausalLM.from_pretrained(folder / "merged")
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}

@@ -1,0 +1,93 @@
+"""Quantised bases: trained after an evaluation pass, merged dense, never quantised again."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from conftest import relative_error, small_model, small_tokenizer
+
+from lora import adapters_disabled, add_lora, load_base, merge_lora, merge_rounding
+from lora.adapter import adapter_parameters, train_adapters
+from lora.merge import save_merged
+from lora.quantise import dense_weight
+
+TOKENS = torch.arange(1, 13)[None]
+ERROR = {"nf4": 0.12, "int8": 0.02}  # relative, of a Gaussian weight; NF4's own is .09
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dense")
+    small_model("gemma2", scale=0.1, hidden_size=64).save_pretrained(folder)
+    small_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def quantised(folder, kind):
+    device = torch.device("cpu")
+    return load_base(str(folder), device, torch.bfloat16, quantise=kind)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.mark.parametrize("kind", ERROR)
+def test_linear_layers_are_quantised_and_head_and_embeddings_are_not(folder, kind):
+    model = quantised(folder, kind).model
+    original = small_model("gemma2", scale=0.1, hidden_size=64)
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+    layer = model.model.layers[0].mlp.up_proj
+    assert not layer.weight.is_floating_point()
+    expected = original.model.layers[0].mlp.up_proj.weight
+    assert 0 < relative_error(dense_weight(layer).float(), expected.detach()) < ERROR[kind]
+
+
+def test_the_settings_of_nf4_are_those_of_qlora(folder):
+    settings = quantised(folder, "nf4").model.config.quantization_config
+    assert settings.bnb_4bit_quant_type == "nf4"
+    assert settings.bnb_4bit_use_double_quant
+    assert settings.bnb_4bit_compute_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ERROR)
+def test_after_an_evaluation_pass_every_a_and_b_still_has_a_gradient(folder, kind):
+    """bitsandbytes repacks 4-bit weights in place at an evaluation on CPUs with AVX512-BF16."""
+    model = quantised(folder, kind).model
+    layer = model.model.layers[0].mlp.up_proj
+    before = dense_weight(layer).clone()
+    add_lora(model, rank=2, alpha=4, target_modules="all-linear")
+    for p in adapter_parameters(model, "B"):
+        p.data.normal_(std=0.1)
+    with torch.no_grad(), adapters_disabled(model):
+        reference = model(TOKENS).logits
+    assert torch.equal(dense_weight(layer), before)
+    train_adapters(model)
+    model(TOKENS).logits.float().square().mean().backward()
+    for parameter in adapter_parameters(model):
+        assert parameter.grad is not None and parameter.grad.any()
+    with torch.no_grad(), adapters_disabled(model):
+        assert torch.equal(model(TOKENS).logits, reference)
+
+
+@pytest.mark.parametrize("kind", ERROR)
+def test_a_merge_is_into_the_dequantised_base_and_saves_a_plain_model(folder, kind, tmp_path):
+    base = quantised(folder, kind)
+    model = base.model
+    add_lora(model, rank=2, alpha=4)
+    for p in adapter_parameters(model, "B"):
+        p.data.normal_(std=0.1)
+    with torch.no_grad():
+        policy = model(TOKENS).logits.float()
+    assert merge_rounding(model, torch.float32).error < 1e-3
+    merged = merge_lora(model, torch.float32)
+    assert {p.dtype for p in merged.parameters()} == {torch.float32}
+    save_merged(merged, base, tmp_path / "merged")
+    assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "merged", attn_implementation="eager"
+    )
+    with torch.no_grad():
+        found = loaded(TOKENS).logits
+    assert relative_error(found, policy) < 0.02  # the policy computes in bfloat16 or int8
