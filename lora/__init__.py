@@ -9,7 +9,7 @@ from lora.adapter import (
 )
 from lora.base import GEMMA_TERMS, Base, choose_device, choose_dtype, choose_model, load_base
 from lora.layer import LoRALinear, ModelError
-from lora.merge import merge_lora, merge_rounding, merged_weight, save_merged
+from lora.merging import merge_lora, merge_rounding, merged_weight, save_merged
 from lora.peft_format import load_adapter, save_adapter
 from lora.targets import as_targets
 

@@ -97,7 +97,7 @@ def load_base(
     Raises:
         ModelError: it does not exist, cannot be reached, is gated, or holds no safetensors.
     """
-    folder = builtin_folder() if name == "builtin" else _folder(name, revision, token)
+    folder = builtin_folder() if name == "builtin" else model_folder(name, revision, token)
     if not (folder / "config.json").is_file():
         raise ModelError(f"--model {folder} is no model: it has no config.json")
     if not any(folder.glob("*.safetensors")):
@@ -134,8 +134,12 @@ def load_base(
     return Base(model, tokenizer, known, revision)
 
 
-def _folder(name: str, revision: str | None, token: str | None) -> Path:
-    """Return the local folder of a model, downloading it from the Hub if it is not one."""
+def model_folder(name: str, revision: str | None = None, token: str | None = None) -> Path:
+    """Return the local folder of a model, downloading it from the Hub if it is not one.
+
+    Raises:
+        ModelError: there is no such folder or model, or the Hub refuses or does not answer.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()

@@ -1,76 +1,234 @@
-"""Merge by addition: W' = round(W + dW), added in float32 and rounded once."""
+"""Merge an adapter into its base on disk, a shard at a time.
 
+    python -m lora.merge RUN_OR_ADAPTER --output DIR [--base original|dequantized]
+                         [--merge-dtype float32|bfloat16|float16]
+
+Needs little more memory than the largest shard, then one model at a time for the check.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora.adapter import lora_layers
-from lora.base import Base
+from lora.base import Base, builtin_folder, load_base, model_folder
 from lora.files import written_whole
-from lora.layer import LoRALinear, ModelError
-from lora.quantise import dense_linear, dense_weight, dequantise, is_quantised
+from lora.layer import ModelError
+from lora.merging import Rounding, RoundingSums
+from lora.peft_format import load_adapter, patched_names, read_adapter, saved_delta
+from lora.quantise import Quantise, requantised
+
+INDEX = "model.safetensors.index.json"
+SIDE_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "NOTICE*", "LICENSE*")
+PROMPTS = (
+    "Question: What is the capital of France?\nAnswer: Paris is the capital of France.",
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
+    "Question: Do bats see?\nAnswer: Bats have working eyes, and many of them see well.",
+)
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # nats a token, mean
 
 
-class Rounding(NamedTuple):
-    """What rounding to the merged dtype does to the deltas, over all patched weights."""
+def merge_files(
+    base: Path,
+    adapter: Path,
+    output: Path,
+    dtype: torch.dtype | None = None,
+    quantise: Quantise = "none",
+) -> tuple[Rounding, float]:
+    """Write base + adapter to `output`, checked, complete or not at all.
 
-    changed: float  # share of weights whose stored value moved, 0 to 1
-    error: float  # |realised delta - delta| / |delta|, Frobenius: 0 is exact, 1 is nothing kept
+    Each patched weight becomes round(W + dW), added in float32 and rounded once. With `quantise`,
+    every W that training had quantised is replaced by what dequantising gives, which is the policy
+    that was trained and evaluated.
 
-
-def merged_weight(layer: LoRALinear, dtype: torch.dtype | None = None) -> Tensor:
-    """Return round(W + dW) as (out, in), in `dtype` or the base weight's own; W dequantised."""
-    weight = dense_weight(layer.base)
-    return (weight.float() + layer.delta()).to(dtype or weight.dtype)
-
-
-@torch.no_grad()
-def merge_rounding(model: nn.Module, dtype: torch.dtype | None = None) -> Rounding:
-    """Measure, before merging, how much of the deltas a merge into `dtype` would keep."""
-    moved = weights = 0
-    error = norm = 0.0
-    for layer in lora_layers(model).values():
-        before = dense_weight(layer.base).float()
-        realised = merged_weight(layer, dtype).float() - before
-        delta = layer.delta()
-        moved += int((realised != 0).sum())
-        weights += realised.numel()
-        error += float((realised - delta).square().sum())
-        norm += float(delta.square().sum())
-    return Rounding(moved / max(weights, 1), (error / norm) ** 0.5 if norm else 0.0)
-
-
-@torch.no_grad()
-def merge_lora(model: Any, dtype: torch.dtype | None = None) -> Any:
-    """Replace every LoRALinear by its base layer with the delta added; return the model.
-
-    The sum is float32 and rounded once. With `dtype`, the whole model is returned in it; into
-    float32 nothing of a delta is lost, into bfloat16 deltas below 2^-9 of a weight are.
-
-    A quantised base is dequantised as a whole, which gives the policy that was trained and
-    evaluated; quantising the sum again would erase the adapter.
+    Returns:
+        What the rounding did to the deltas, and the mean difference to base + adapter over a few
+        prompts, in nats a token.
 
     Raises:
-        ModelError: there is nothing to merge (merging twice).
+        ModelError: base and adapter do not fit, a file is damaged, `output` exists, or the check
+            fails. Nothing is left then.
     """
-    layers = lora_layers(model)
-    if not layers:
-        raise ModelError("the model has no LoRA layer to merge; was it merged before?")
-    quantised = any(is_quantised(layer.base) for layer in layers.values())
-    stored: Any = dtype or (model.dtype if quantised else None)
-    for name, layer in layers.items():
-        model.set_submodule(name, dense_linear(layer.base, merged_weight(layer, stored)))
-    if quantised:
-        dequantise(model, stored)
-    for parameter in model.parameters() if dtype else ():
-        parameter.data = parameter.data.to(dtype)  # buffers, such as RoPE's frequencies, stay
-    return model
+    if output.exists():
+        raise ModelError(f"--output {output} exists; name another or remove it first")
+    model = _skeleton(base)
+    load_adapter(model, adapter)  # on the meta device: checks every name and shape
+    config, tensors = read_adapter(adapter)
+    patched = set(patched_names(tensors))
+    linear = _quantised_names(model) if quantise != "none" else set()
+    sums = RoundingSums()
+    with written_whole(output) as new:
+        merged: set[str] = set()
+        total = 0
+        for shard in _shards(base):
+            weights = {}
+            for key, weight in _tensors(shard):
+                name = key.removesuffix(".weight")
+                target = dtype or weight.dtype
+                if name in linear:
+                    weight = requantised(weight, quantise)
+                if name in patched:
+                    delta = saved_delta(config, tensors, name)
+                    rounded = (weight.float() + delta).to(target)
+                    sums.add(weight, delta, rounded)
+                    weight = rounded
+                    merged.add(name)
+                weights[key] = weight.to(target) if weight.is_floating_point() else weight
+                total += weights[key].numel() * weights[key].element_size()
+            save_file(weights, new / shard.name, metadata={"format": "pt"})
+        if missing := sorted(patched - merged):
+            raise ModelError(f"{base} has no weight for {missing[0]}, which the adapter changes")
+        _copy_side_files(base, new, dtype, total)
+        difference = _check(base, adapter, new, quantise)
+    return sums.result(), difference
 
 
-def save_merged(model: Any, base: Base, folder: Path) -> None:
-    """Write a merged model and its tokenizer so that `from_pretrained(folder)` loads both."""
-    with written_whole(folder) as new:
-        model.save_pretrained(new)
-        base.tokenizer.save_pretrained(new)
+def _skeleton(base: Path) -> Any:
+    """Return the model without weights, to check names and shapes against."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the base {base} cannot be read: {error}") from error
+
+
+def _quantised_names(model: Any) -> set[str]:
+    """Return the linear layers that bitsandbytes quantises: all but the output head."""
+    head = model.get_output_embeddings()
+    names = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    return {name.removesuffix(".base") for name in names}
+
+
+def _shards(base: Path) -> list[Path]:
+    if (base / INDEX).is_file():
+        names = set(json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        if any(Path(name).name != name for name in names):
+            raise ModelError(f"{base / INDEX} names files outside its folder")
+        return [base / name for name in sorted(names)]
+    return sorted(base.glob("*.safetensors"))
+
+
+def _tensors(shard: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        with safe_open(shard, framework="pt") as file:
+            for key in file.keys():
+                yield key, file.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{shard} cannot be read: {error}") from error
+
+
+def _copy_side_files(base: Path, new: Path, dtype: torch.dtype | None, total: int) -> None:
+    """Copy tokenizer, generation settings and notices; write the configuration of a dense model."""
+    for pattern in SIDE_FILES:
+        for file in base.glob(pattern):
+            shutil.copyfile(file, new / file.name)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)
+    if dtype:
+        key = "torch_dtype" if "torch_dtype" in config else "dtype"
+        config[key] = str(dtype).removeprefix("torch.")
+    (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if (new / INDEX).is_file():
+        index = json.loads((new / INDEX).read_text(encoding="utf-8"))
+        index["metadata"] = {"total_size": total}
+        (new / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def _check(base: Path, adapter: Path, merged: Path, quantise: Quantise) -> float:
+    """Return the mean difference between merged and base + adapter, in nats a token.
+
+    Raises:
+        ModelError: it is larger than rounding explains.
+    """
+    cpu, stored = torch.device("cpu"), _dtype_of(merged)
+
+    def scores(loaded: Base) -> Tensor:
+        found = []
+        for prompt in PROMPTS:
+            ids = torch.tensor([loaded.tokenizer(prompt).input_ids])
+            logps = loaded.model(ids).logits[0, :-1].float().log_softmax(-1)
+            found.append(logps.gather(1, ids[0, 1:, None]).squeeze(1))
+        return torch.cat(found)
+
+    policy = load_base(str(base), cpu, _dtype_of(base), quantise=quantise)
+    load_adapter(policy.model, adapter)
+    expected = scores(policy)
+    del policy
+    difference = float((scores(load_base(str(merged), cpu, stored)) - expected).abs().mean())
+    tolerance = max(TOLERANCE[stored], TOLERANCE[_dtype_of(base)])
+    if quantise != "none":
+        tolerance = max(tolerance, TOLERANCE[torch.bfloat16])  # in which such a base computes
+    if not difference <= tolerance:
+        raise ModelError(
+            f"the merged model differs from base + adapter by {difference:.3g} nats a token, more "
+            f"than the {tolerance:g} that rounding explains; nothing was written"
+        )
+    return difference
+
+
+def _dtype_of(folder: Path) -> torch.dtype:
+    """Return the dtype of a model's weights by its largest tensor."""
+    shard = _shards(folder)[0]
+    with safe_open(shard, framework="pt") as file:
+        sizes: Mapping[str, Any] = {k: file.get_slice(k).get_shape() for k in file.keys()}
+        largest = max(sizes, key=lambda k: torch.Size(sizes[k]).numel())
+        dtype: torch.dtype = file.get_tensor(largest).dtype
+        return dtype
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lora.merge",
+        description="Merge an adapter into its base, a shard at a time, and check the result.",
+    )
+    parser.add_argument("adapter", metavar="RUN_OR_ADAPTER", help="a run's folder, or an adapter's")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--base",
+        choices=("original", "dequantized"),
+        default="dequantized",
+        help="for a run with --quantize: the weights before quantisation, or those it trained on",
+    )
+    parser.add_argument("--merge-dtype", choices=("float32", "bfloat16", "float16"))
+    args = parser.parse_args(argv)
+    try:
+        run = Path(args.adapter)
+        adapter = run / "adapter" if (run / "adapter").is_dir() else run
+        config, _ = read_adapter(adapter)
+        name = config.get("base_model_name_or_path")
+        if not isinstance(name, str) or not name:
+            raise ModelError(f"{adapter}/adapter_config.json names no base model")
+        base = builtin_folder() if name == "builtin" else model_folder(name, config.get("revision"))
+        quantise: Quantise = "none"
+        if args.base == "dequantized" and (run / "config.yaml").is_file():
+            settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+            quantise = settings.get("quantize", "none")
+        dtype = getattr(torch, args.merge_dtype) if args.merge_dtype else None
+        rounding, difference = merge_files(base, adapter, Path(args.output), dtype, quantise)
+    except ModelError as error:
+        print(f"lora.merge: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"Merged into {args.output}: {rounding.changed:.0%} of the patched weights moved; rounding "
+        f"changed their deltas by {rounding.error:.0%}; {difference:.2g} nats a token from "
+        "base + adapter"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

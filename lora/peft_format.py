@@ -6,6 +6,7 @@ transposed. The settings are in `adapter_config.json`.
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,22 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
             layer.A.copy_(tensors[f"{PREFIX}{name}.lora_A.weight"].T)
             layer.B.copy_(tensors[f"{PREFIX}{name}.lora_B.weight"].T)
     return names
+
+
+def patched_names(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the modules that a saved adapter's tensors change."""
+    end = ".lora_A.weight"
+    return [k.removeprefix(PREFIX).removesuffix(end) for k in tensors if k.endswith(end)]
+
+
+def saved_delta(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return dW of one module of a saved adapter: (out, in) float32, scale (A B) transposed."""
+    rank = by_pattern(name, config.get("rank_pattern"), config["r"])
+    alpha = by_pattern(name, config.get("alpha_pattern"), config["lora_alpha"])
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    a, b = (tensors[f"{PREFIX}{name}.lora_{letter}.weight"].float().T for letter in "AB")
+    delta: Tensor = (a @ b).T * scale
+    return delta
 
 
 def _hint(keys: Any) -> str:

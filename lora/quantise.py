@@ -64,6 +64,19 @@ def dense_weight(linear: nn.Linear) -> Tensor:
     return dense
 
 
+def requantised(weight: Tensor, kind: Quantise) -> Tensor:
+    """Return what a weight becomes when it is quantised and dequantised, as loading does."""
+    from bitsandbytes import functional
+
+    if kind == "int8":
+        codes, scales, _ = functional.int8_vectorwise_quant(weight.half())
+        dense: Tensor = functional.int8_vectorwise_dequant(codes, scales)
+    else:
+        packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+        dense = functional.dequantize_4bit(packed, state)
+    return dense
+
+
 def dense_linear(linear: nn.Linear, weight: Tensor) -> nn.Linear:
     """Return a plain layer with this weight and the bias of `linear`, frozen."""
     plain = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")

@@ -1,134 +1,138 @@
-"""Merging: W' = round(W + dW), added in float32, rounded once."""
+"""The merge on disk: the same as in memory, shard by shard, checked, whole or absent."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from conftest import randomise, small_model
-from test_lora_layer import layer_2x2
+from conftest import randomise, small_model, small_tokenizer
+from safetensors.torch import load_file
 
-from lora import ModelError, add_lora, merge_lora, merge_rounding, merged_weight
-from lora.adapter import lora_layers
-from lora.base import Base
-from lora.merge import save_merged
+from lora import add_lora, load_base, merge_lora, save_adapter
+from lora.merge import INDEX, main, merge_files
+from lora.peft_format import saved_delta
 
-TOKENS = torch.arange(1, 13)[None]
-
-
-def test_the_merged_weight_by_hand():
-    """W = 1, dW = [[6, 8], [12, 16]] as (in, out): W' = [[7, 8], [12, 17]], stored transposed."""
-    assert merged_weight(layer_2x2()).tolist() == [[7, 12], [8, 17]]
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
-def adapted(architecture="llama", dtype=torch.float32, scale=0.3):
-    model = small_model(architecture)
+def make(folder, architecture="llama", dtype=torch.float32, shard="1GB", **variant):
+    """A base in shards and an adapter for it; return the model with the adapter."""
+    model = small_model(architecture, scale=0.1, vocab_size=400, hidden_size=64)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    add_lora(model, rank=2, alpha=4)
-    randomise(model, scale=scale)
+    model.save_pretrained(folder / "base", max_shard_size=shard)
+    small_tokenizer().save_pretrained(folder / "base")
+    add_lora(model, rank=3, alpha=6, **variant)
+    randomise(model, scale=0.1)
+    save_adapter(model, folder / "adapter", base_model=str(folder / "base"))
     return model
 
 
-@torch.no_grad()
-def test_the_merged_model_computes_what_base_and_adapter_did():
-    model = adapted("gemma2")
-    before = model(TOKENS).logits
-    merged = merge_lora(model)
-    assert not lora_layers(merged)
-    torch.testing.assert_close(merged(TOKENS).logits, before, rtol=1e-4, atol=1e-4)
+def merged_weights(folder):
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
-def test_merging_twice_is_refused():
-    model = merge_lora(adapted())
-    with pytest.raises(ModelError, match="merged before"):
-        merge_lora(model)
+@pytest.mark.parametrize("shard", ["1GB", "50KB"])
+@pytest.mark.parametrize("to", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_files_hold_bitwise_what_merging_in_memory_gives(tmp_path, dtype, to, shard):
+    model = make(tmp_path, "gemma2", dtype, shard, rslora=True, rank_pattern={"v_proj": 2})
+    shards = sorted(p.name for p in (tmp_path / "base").glob("*.safetensors"))
+    assert (len(shards) > 3) == (shard == "50KB")
+    merge_files(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged", to)
+    assert sorted(p.name for p in (tmp_path / "merged").glob("*.safetensors")) == shards
+    expected = merge_lora(model, to).state_dict()
+    found = merged_weights(tmp_path / "merged")
+    assert "lm_head.weight" not in found  # tied, and stored once
+    for name, weight in found.items():
+        assert torch.equal(weight, expected[name]), name
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    assert {p.dtype for p in loaded.parameters()} == {to or dtype}
+    if shard == "50KB":
+        index = json.loads((tmp_path / "merged" / INDEX).read_text())
+        assert set(index["weight_map"]) == set(found)
+        assert index["metadata"]["total_size"] == sum(w.nbytes for w in found.values())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_sum_is_rounded_once(dtype):
-    model = adapted(dtype=dtype)
-    expected = {
-        name: (layer.base.weight.float() + layer.delta()).to(dtype)
-        for name, layer in lora_layers(model).items()
-    }
-    merge_lora(model)
-    for name, weight in expected.items():
-        assert torch.equal(model.get_submodule(name).weight, weight)
+def test_tokenizer_and_generation_settings_come_along(tmp_path):
+    make(tmp_path)
+    assert main([str(tmp_path / "adapter"), "--output", str(tmp_path / "merged")]) == 0
+    names = {p.name for p in (tmp_path / "base").iterdir()}
+    assert names == {p.name for p in (tmp_path / "merged").iterdir()}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer("Do bats see?").input_ids == small_tokenizer()("Do bats see?").input_ids
 
 
-def test_only_patched_weights_change_and_by_at_most_rank():
-    base, model = small_model("llama"), merge_lora(adapted())
-    for (name, before), (same, after) in zip(
-        base.named_parameters(), model.named_parameters(), strict=True
-    ):
-        assert name == same
-        if name.endswith(("q_proj.weight", "v_proj.weight")):
-            assert torch.linalg.matrix_rank(after - before, rtol=1e-4) == 2
-        else:
-            assert torch.equal(before, after)
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_run_merges_into_what_it_was_trained_on_or_the_original(tmp_path, kind, capsys):
+    make(tmp_path, "gemma2", torch.bfloat16)
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "adapter").rename(run / "adapter")
+    (run / "config.yaml").write_text(f"quantize: {kind}\n")
+    base = load_base(str(tmp_path / "base"), torch.device("cpu"), torch.bfloat16, quantise=kind)
+    from lora import load_adapter
+
+    load_adapter(base.model, run / "adapter")
+    policy = merge_lora(base.model, torch.float32).state_dict()
+    output = tmp_path / "dense"
+    assert main([str(run), "--output", str(output), "--merge-dtype", "float32"]) == 0
+    assert "nats a token from base + adapter" in capsys.readouterr().out
+    for name, weight in merged_weights(output).items():
+        torch.testing.assert_close(weight, policy[name], rtol=1e-5, atol=1e-6)
+    argv = [str(run), "--output", str(tmp_path / "original"), "--base", "original"]
+    assert main(argv) == 0
+    original = load_file(tmp_path / "base" / "model.safetensors")
+    found = merged_weights(tmp_path / "original")
+    untouched = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(found[untouched], original[untouched])
+    assert not torch.equal(merged_weights(output)[untouched], original[untouched].float())
+
+
+def test_a_merge_that_differs_from_base_and_adapter_is_not_kept(tmp_path, monkeypatch, capsys):
+    make(tmp_path)
+    monkeypatch.setattr("lora.merge.saved_delta", lambda *a: -saved_delta(*a))
+    assert main([str(tmp_path / "adapter"), "--output", str(tmp_path / "merged")]) == 2
+    assert "differs from base + adapter by" in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {"base", "adapter"}
 
 
 @pytest.mark.parametrize(
-    "ratio, moved, error",
-    [(2.7e-4, 0.06, 0.94), (2.7e-3, 0.49, 0.51), (2.7e-2, 0.94, 0.06)],
+    "spoil, complaint",
+    [
+        (
+            lambda f: (f / "adapter" / "adapter_config.json").unlink(),
+            "adapter_config.json is missing",
+        ),
+        (lambda f: (f / "base" / "model.safetensors").write_bytes(b"\x00" * 99), "cannot be read"),
+        (lambda f: (f / "base" / "config.json").write_text("{"), "cannot be read"),
+        (lambda f: (f / "merged").mkdir(), "exists; name another"),
+        (lambda f: small_model("llama").save_pretrained(f / "base"), "does not fit this model"),
+    ],
 )
-def test_bfloat16_loses_small_deltas_and_the_report_says_so(ratio, moved, error):
-    """At |dW| / |W| = 2.7e-4 about 94% of the weights do not move, and so on."""
-    torch.manual_seed(0)
-    base = torch.nn.Linear(512, 512, bias=False).bfloat16()
-    base.weight.data.normal_()
-    holder = torch.nn.Sequential(base)
-    add_lora(holder, rank=64, alpha=64, target_modules=["0"])
-    layer = holder[0]
-    layer.A.data.normal_()
-    layer.B.data.normal_()
-    layer.B.data *= ratio * base.weight.float().norm() / layer.delta().norm()
-    report = merge_rounding(holder)
-    assert abs(report.changed - moved) < 0.05
-    # realised - delta is a delta's size where a weight does not move
-    assert (report.error > 0.5) == (error > 0.5)
-    exact = merge_rounding(holder, torch.float32)
-    assert exact.changed > 0.999 and exact.error < 1e-3
+def test_what_does_not_fit_is_one_message_and_leaves_nothing(tmp_path, spoil, complaint, capsys):
+    make(tmp_path)
+    spoil(tmp_path)
+    before = {p.name for p in tmp_path.iterdir()}
+    assert main([str(tmp_path / "adapter"), "--output", str(tmp_path / "merged")]) == 2
+    assert complaint in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == before
 
 
-def test_merging_into_float32_gives_a_float32_model():
-    model = adapted(dtype=torch.bfloat16)
-    expected = merged_weight(next(iter(lora_layers(model).values())), torch.float32)
-    merged = merge_lora(model, torch.float32)
-    assert {p.dtype for p in merged.parameters()} == {torch.float32}
-    assert torch.equal(merged.model.layers[0].self_attn.q_proj.weight, expected)
-
-
-def test_adding_and_subtracting_is_not_exact_so_the_merge_keeps_nothing_to_undo():
-    """2^-9 + 1 rounds to 1 in bfloat16: W + dW - dW = 0, and W = 2^-9 is gone. So W is kept."""
-    w, delta = torch.tensor([2.0**-9]).bfloat16(), torch.tensor([1.0])
-    merged = (w.float() + delta).bfloat16()
-    assert (merged.float() - delta).item() == 0
-    layer = layer_2x2()
-    before = layer.base.weight.clone()
-    merged_weight(layer)
-    assert torch.equal(layer.base.weight, before)  # a pure function: W is untouched
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_a_saved_merge_loads_elsewhere_with_its_ties_and_dtype(architecture, tmp_path, tokenizer):
-    model = adapted(architecture, torch.bfloat16)
-    tied = model.config.tie_word_embeddings
-    assert tied == (architecture == "gemma2")
-    merged = merge_lora(model)
-    save_merged(merged, Base(model, tokenizer, "some/base", None), tmp_path / "merged")
-    config = json.loads((tmp_path / "merged" / "config.json").read_text())
-    assert "quantization_config" not in config
-    assert config["dtype"] == "bfloat16"
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "merged", attn_implementation="eager", dtype="auto"
-    )
-    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
-    embeddings, head = loaded.get_input_embeddings().weight, loaded.get_output_embeddings().weight
-    assert (embeddings.data_ptr() == head.data_ptr()) == tied
-    with torch.no_grad():
-        assert torch.equal(loaded(TOKENS).logits, merged(TOKENS).logits)
-    text = "Do bats see?"
-    other = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
-    assert other(text).input_ids == tokenizer(text).input_ids
+def test_a_killed_merge_leaves_no_model_under_the_name(tmp_path):
+    make(tmp_path, shard="20KB")
+    argv = [sys.executable, "-m", "lora.merge", str(tmp_path / "adapter"), "--output"]
+    for attempt in range(2):
+        output = tmp_path / f"merged-{attempt}"
+        process = subprocess.Popen([*argv, str(output)], cwd=ROOT, env=os.environ)
+        while process.poll() is None and not list(tmp_path.glob(f".{output.name}.*/*")):
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert process.returncode != 0 and not output.exists()

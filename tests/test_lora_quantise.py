@@ -9,7 +9,7 @@ from conftest import relative_error, small_model, small_tokenizer
 
 from lora import adapters_disabled, add_lora, load_base, merge_lora, merge_rounding
 from lora.adapter import adapter_parameters, train_adapters
-from lora.merge import save_merged
+from lora.merging import save_merged
 from lora.quantise import dense_weight
 
 TOKENS = torch.arange(1, 13)[None]
