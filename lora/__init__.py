@@ -5,6 +5,7 @@ from lora.adapter import (
     adapters_disabled,
     add_lora,
     lora_layers,
+    remove_lora,
     train_adapters,
 )
 from lora.base import GEMMA_TERMS, Base, choose_device, choose_dtype, choose_model, load_base
@@ -31,6 +32,7 @@ __all__ = [
     "merge_lora",
     "merge_rounding",
     "merged_weight",
+    "remove_lora",
     "save_adapter",
     "save_merged",
     "train_adapters",

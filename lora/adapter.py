@@ -49,6 +49,12 @@ def add_lora(
     return list(found)
 
 
+def remove_lora(model: nn.Module) -> None:
+    """Put every base layer back where its adapter was: the model is bitwise what it was before."""
+    for name, layer in lora_layers(model).items():
+        model.set_submodule(name, layer.base)
+
+
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """Return {module name: layer} of every LoRALinear in the model."""
     return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}

@@ -64,6 +64,11 @@ def merge_files(
     if output.exists():
         raise ModelError(f"--output {output} exists; name another or remove it first")
     model = _skeleton(base)
+    if getattr(model.config, "quantization_config", None):
+        raise ModelError(
+            f"the base {base} is stored quantised; name the model it was made from in the "
+            "adapter's base_model_name_or_path"
+        )
     load_adapter(model, adapter)  # on the meta device: checks every name and shape
     config, tensors = read_adapter(adapter)
     patched = set(patched_names(tensors))

@@ -7,7 +7,14 @@ import torch
 from conftest import randomise, small_model
 from safetensors.torch import load_file, save_file
 
-from lora import ModelError, adapters_disabled, add_lora, load_adapter, save_adapter
+from lora import (
+    ModelError,
+    adapters_disabled,
+    add_lora,
+    load_adapter,
+    remove_lora,
+    save_adapter,
+)
 from lora.adapter import adapter_parameters, lora_layers, train_adapters
 from lora.targets import as_targets, match_targets
 
@@ -94,6 +101,15 @@ def test_base_policy_base_is_bitwise_the_base(model):
             assert torch.equal(logits(model), base)
         assert torch.equal(logits(model), base)  # the inner block does not switch them on
     assert torch.equal(logits(model), policy)
+
+
+def test_taking_the_adapter_off_restores_the_base_bitwise(model):
+    before = small_model("gemma2").state_dict()
+    remove_lora(model)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(logits(model), logits(small_model("gemma2")))
 
 
 def test_the_switch_does_not_leak_when_the_body_raises(model):

@@ -103,6 +103,12 @@ def test_a_merge_that_differs_from_base_and_adapter_is_not_kept(tmp_path, monkey
     assert {p.name for p in tmp_path.iterdir()} == {"base", "adapter"}
 
 
+def quantise_on_disk(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     "spoil, complaint",
     [
@@ -113,6 +119,7 @@ def test_a_merge_that_differs_from_base_and_adapter_is_not_kept(tmp_path, monkey
         (lambda f: (f / "base" / "model.safetensors").write_bytes(b"\x00" * 99), "cannot be read"),
         (lambda f: (f / "base" / "config.json").write_text("{"), "cannot be read"),
         (lambda f: (f / "merged").mkdir(), "exists; name another"),
+        (lambda f: quantise_on_disk(f / "base"), "is stored quantised"),
         (lambda f: small_model("llama").save_pretrained(f / "base"), "does not fit this model"),
     ],
 )
