@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -102,6 +103,12 @@ class Config:
             ("warmup_ratio", 0 <= self.warmup_ratio <= 1, "0 to 1"),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
+            ("seed", 0 <= self.seed < 2**63, "0 or more and below 2^63"),
+        ]
+        ranges += [
+            (name, math.isfinite(value), "finite")
+            for name, value in vars(self).items()
+            if isinstance(value, float)
         ]
         for name, fits, what in ranges:
             if not fits:
@@ -168,6 +175,8 @@ def parse(argv: list[str] | None = None) -> Config:
         else:
             options["type"] = next((t for t in get_args(kind) if t is not type(None)), kind)
             options["metavar"] = {int: "N", float: "X"}.get(options["type"], "TEXT")
+        if kind is bool:  # a switch's default is that it is not given
+            options["help"] = f"{options['help']}%(default).0s"
         group.add_argument(_flag(item.name), dest=item.name, **options)
 
     first = parser.parse_args(argv)
@@ -196,11 +205,13 @@ def _read_yaml(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"--config {path} holds no `name: value` lines")
     for name, value in settings.items():
         kind = hints.get(name)
-        if kind is None:
+        if kind is None or name == "debug":
             raise UsageError(f"--config {path}: unknown setting {name!r}{_closest(name, hints)}")
-        if get_origin(kind) is tuple and isinstance(value, list):
-            settings[name] = tuple(map(str, value))
-            continue
+        if get_origin(kind) is tuple:
+            items = [value] if isinstance(value, str) else value
+            if isinstance(items, list) and all(isinstance(item, str) for item in items):
+                settings[name] = tuple(items)
+                continue
         if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
             try:  # YAML 1.1 reads 5e-4 as text
                 settings[name] = value = float(value)
@@ -209,14 +220,14 @@ def _read_yaml(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
         if get_origin(kind) is Literal:
             fits = value in get_args(kind)
         else:
-            fits = type(value) in (get_args(kind) or (kind,))
+            fits = get_origin(kind) is not tuple and type(value) in (get_args(kind) or (kind,))
         if not fits:
             raise UsageError(f"--config {path}: {name}: {value!r} is no value for it; see --help")
     return settings
 
 
 def _closest(name: str, names: Any) -> str:
-    near = difflib.get_close_matches(name, list(names), 1)
+    near = difflib.get_close_matches(str(name), list(names), 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

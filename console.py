@@ -1,5 +1,6 @@
 """What a person sees while the program works: bars on a terminal, a line now and then elsewhere."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -94,14 +95,16 @@ def print_plan(
     ranks = ", ".join(map(str, sorted({layer.rank for layer in patched.values()})))
     where = f"{str(model.dtype).removeprefix('torch.')}, {model.device}"
     saved = tokens["as_pairs"] / tokens["as_tries"]
+    fed = (
+        f"{tokens['as_tries']:,} as {'tries' if check.shared else 'rows'}: {saved:.1f} times fewer"
+    )
     rows = [
         ("model", f"{base.name} ({total - trained:,} frozen parameters, {where})"),
         ("LoRA", f"{len(patched)} layers, {trained:,} trained parameters (rank {ranks})"),
         ("data", f"{config.data}: {questions} questions, {held_out} of them held out"),
         ("text", f"{config.template} template"),
         ("training", f"{pairs} pairs in {steps} steps"),
-        ("tokens", f"{tokens['as_pairs']:,} as pairs, {tokens['as_tries']:,} as tries: "
-                   f"{saved:.1f} times fewer"),
+        ("tokens", f"{tokens['as_pairs']:,} as pairs, {fed}"),
         ("self-check", check.reason),
     ]  # fmt: skip
     if not check.shared:
@@ -131,4 +134,4 @@ def print_summary(folder: Path, results: dict[str, Any], summary: dict[str, Any]
         f" pass; {summary['peak_memory_bytes'] / 2**30:.1f} GiB at most\nseconds: {seconds}\n"
     )
     print(f"Written to {folder}: adapter/ (PEFT's format)" + ", merged/" * summary["merged"])
-    print(f"Repeat it:  python train.py --config {folder}/config.yaml")
+    print(f"Repeat it:  python train.py --config {shlex.quote(f'{folder}/config.yaml')}")

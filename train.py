@@ -19,7 +19,7 @@ from config import Config, UsageError, parse
 from console import Progress, print_plan, print_summary, track
 from workspace import Clock, hub_token, new_folder, peak_memory, write_json
 
-TOKENS = {"train": 2048, "score": 4096}  # fed tokens that go through the model at once
+TOKENS = {"train": 2048, "score": 4096, "plain": 512}  # fed at once; plain rows keep all logits
 
 
 def run(config: Config) -> Path:
@@ -36,6 +36,10 @@ def run(config: Config) -> Path:
         config.data, why = data.choose_source()
         print(f"Data: {config.data}, since {why}; --data chooses other questions.", flush=True)
     preferences = data.load_preferences(config.data, token)
+    for name in ("data", "model", "adapter"):  # local paths, from wherever the run is repeated
+        path = Path(getattr(config, name) or "").expanduser()
+        if getattr(config, name) and path.exists():
+            setattr(config, name, str(path.resolve()))
 
     # The frozen base model.
     device = lora.choose_device(config.device)
@@ -87,31 +91,36 @@ def run(config: Config) -> Path:
     steps = [pairs for order in orders for pairs in data.optimizer_steps(order, per_step)]
     steps = steps[: config.max_steps]
     pairs_trained = sum(map(len, steps))
-    tokens = data.count_tokens((q.prompt, q.trained) for q in train)
+    tokens = data.count_tokens(train, steps, check.shared)
     print_plan(config, base, encoding, len(held_out), check, pairs_trained, len(steps), tokens)
-    folder.mkdir(parents=True, exist_ok=True)
+    new_folder(str(folder)).mkdir(parents=True, exist_ok=True)
     config.save(folder / "config.yaml")
     clock.lap("load")
 
     # The reference's log-probs, once per distinct answer; for held-out questions, "before".
     known = dpo.read_cache(cache)
     wanted = [(q.prompt, q.answers) for q in held_out]
+    used = sorted({q for pairs in steps for q, _ in pairs})
     if not config.reference_free:
-        wanted += [(q.prompt, q.trained) for q in train]
-    batches = dpo.scoring_batches(known, wanted, TOKENS["score"], check.shared)
+        wanted += [(train[q].prompt, train[q].trained) for q in used]
+    budget = TOKENS["score"] if check.shared else TOKENS["plain"]
+    batches = dpo.scoring_batches(known, wanted, budget, check.shared)
     with nullcontext() if config.reference_adapter else lora.adapters_disabled(model):
         new = dpo.score_answers(
             model, track(batches, "Reference", "answers", lambda b: b[1].answers)
         )
-    if new:
-        dpo.write_cache(cache, known | new)
     reference_scores = known | new
+    if new:
+        try:
+            dpo.write_cache(cache, reference_scores)
+        except OSError as error:
+            print(f"The reference is not cached: {error}", flush=True)
     before = dpo.evaluate(held_out, reference_scores)
-    reference = [
-        [0.0] * (1 + len(q.rejected)) if config.reference_free
-        else dpo.scores_of(reference_scores, q)
-        for q in train
-    ]  # fmt: skip
+    reference = {
+        q: [0.0] * len(train[q].trained) if config.reference_free
+        else dpo.scores_of(reference_scores, train[q])
+        for q in used
+    }  # fmt: skip
     clock.lap("reference")
 
     # The loop.
@@ -136,6 +145,11 @@ def run(config: Config) -> Path:
                 (result.loss.sum() / len(pairs)).backward()
                 seen.append(dpo.pair_columns(result, logps[chosen], logps[rejected]))
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            if not norm.isfinite():
+                raise dpo.NumericError(
+                    f"the gradient of step {step} is not finite, so training stopped before it; "
+                    "try a lower --lr or --dtype float32"
+                )
             rate = config.lr * dpo.schedule_factor(step, len(steps), warmup, config.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = rate * ratios[group["name"]]
@@ -152,7 +166,7 @@ def run(config: Config) -> Path:
 
     # What it changed, on questions it has not seen.
     model.eval()
-    batches = dpo.scoring_batches({}, wanted[: len(held_out)], TOKENS["score"], check.shared)
+    batches = dpo.scoring_batches({}, wanted[: len(held_out)], budget, check.shared)
     after = dpo.evaluate(
         held_out,
         dpo.score_answers(model, track(batches, "Evaluation", "answers", lambda b: b[1].answers)),
@@ -195,13 +209,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(parse(argv))
     except KeyboardInterrupt:
-        print("\ntrain.py: interrupted; no file is half-written", file=sys.stderr)
+        print("\ntrain.py: interrupted; the run's folder holds what was finished", file=sys.stderr)
         return 130
-    except (UsageError, data.DataError, lora.ModelError) as error:
+    except (UsageError, data.DataError, lora.ModelError, dpo.NumericError) as error:
         if debug:
             raise
         print(f"train.py: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, dpo.NumericError) else 2
     return 0
 
 

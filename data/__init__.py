@@ -1,6 +1,13 @@
 """Preferences as token tries: reading, encoding, merging, ordering. Imports nothing local."""
 
-from data.batches import PairBatch, epoch_order, micro_batches, optimizer_steps, step_batches
+from data.batches import (
+    PairBatch,
+    count_tokens,
+    epoch_order,
+    micro_batches,
+    optimizer_steps,
+    step_batches,
+)
 from data.encode import EncodedQuestion, Encoding, encode
 from data.preferences import choose_source, load_preferences, split_by_question
 from data.question import DataError, Preference
@@ -10,7 +17,6 @@ from data.trees import (
     ancestor_mask,
     build_trie,
     collate,
-    count_tokens,
     question_tries,
 )
 

@@ -97,3 +97,21 @@ def step_batches(
             torch.tensor([place[q, 0] for q, _ in members]),
             torch.tensor([place[q, 1 + k] for q, k in members]),
         )
+
+
+def count_tokens(
+    questions: Sequence[EncodedQuestion], steps: Sequence[Sequence[Pair]], shared: bool = True
+) -> dict[str, int]:
+    """Count the tokens of these steps.
+
+    `as_pairs`: each pair as two whole texts without padding; `as_tries`: what is fed here, in
+    tries or, unshared, in plain rows.
+    """
+    as_pairs = as_tries = 0
+    for pairs in steps:
+        for q, rejected in gather(pairs).items():
+            prompt, answers = questions[q].prompt, questions[q].trained
+            trained = [answers[0], *(answers[1 + k] for k in rejected)]
+            as_pairs += sum(2 * len(prompt) + len(trained[0]) + len(a) for a in trained[1:])
+            as_tries += sum(len(t.tokens) for t in question_tries(prompt, trained, shared))
+    return {"as_pairs": as_pairs, "as_tries": as_tries}

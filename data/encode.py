@@ -51,8 +51,8 @@ def encode(
     prompt and answer would fuse into one token at the boundary is it encoded alone, and counted.
 
     Raises:
-        DataError: no stop token is known, text holds a control token of the chat template, two
-            answers have the same ids, or every question is too long.
+        DataError: no stop token is known, text holds a control token of the chat template, the
+            best answer has the ids of an incorrect one, or every question is too long.
     """
     questions: list[EncodedQuestion] = []
     too_long: list[str] = []
@@ -107,7 +107,8 @@ def _render(
 
     if not tokenizer.chat_template:
         raise DataError("--template chat: the tokenizer has no chat template; use --template plain")
-    control = [t for t in tokenizer.all_special_tokens if t]
+    added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    control = sorted({*tokenizer.all_special_tokens, *added})
     for text in (preference.prompt, *preference.answers):
         found = next((t for t in control if t in text), None)
         if found:

@@ -9,7 +9,7 @@ from data import truthfulqa
 from data.question import DataError, Preference
 
 
-def load_preferences(source: str = "auto", token: str | None = None) -> list[Preference]:
+def load_preferences(source: str, token: str | None = None) -> list[Preference]:
     """Read `builtin`, `truthfulqa` (from the Hub) or the path of a CSV in TruthfulQA's columns.
 
     Raises:
@@ -19,7 +19,7 @@ def load_preferences(source: str = "auto", token: str | None = None) -> list[Pre
         return truthfulqa.read_csv(truthfulqa.BUILTIN)
     if source in ("truthfulqa", truthfulqa.HUB_ID):
         return truthfulqa.read_hub(token)
-    return truthfulqa.read_csv(Path(source))
+    return truthfulqa.read_csv(Path(source).expanduser())
 
 
 def choose_source() -> tuple[str, str]:

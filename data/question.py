@@ -19,5 +19,5 @@ class Preference:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """All distinct roles in their fixed order: chosen, rejected ..., further correct ..."""
+        """All answers in their fixed order: chosen, rejected ..., further correct ..."""
         return (self.chosen, *self.rejected, *self.correct)

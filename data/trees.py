@@ -15,7 +15,7 @@ token of a branch (`.`, `.` and `d` above) is predicted but never fed: nothing f
 Shape legend: B rows, L tokens in a row, E scored edges, A answers, N edges summed over answers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -118,7 +118,9 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
 
     With `shared=False` every trie must be a single path and gets a row of its own.
     """
-    capacity = max(ROW_TOKENS if shared else 0, *(len(t.tokens) for t in tries))
+    sizes = [len(trie.tokens) for trie in tries]
+    rows_wanted = -(-sum(sizes) // ROW_TOKENS)
+    capacity = max(*sizes, -(-sum(sizes) // rows_wanted))  # equal rows: the last one is full too
     place: list[tuple[int, int]] = [(0, 0)] * len(tries)  # (row, first column)
     used: list[int] = []
     for k in sorted(range(len(tries)), key=lambda k: -len(tries[k].tokens)):  # first-fit decreasing
@@ -180,15 +182,3 @@ def ancestor_mask(positions: Tensor, ends: Tensor, window: int | None = None) ->
     if window is not None:
         mask &= positions[:, :, None] - positions[:, None, :] < window
     return mask
-
-
-def count_tokens(questions: Iterable[tuple[Tokens, Sequence[Tokens]]]) -> dict[str, int]:
-    """Count an epoch's tokens over (prompt, (chosen, rejected ...)).
-
-    `as_pairs`: each pair as two whole texts without padding; `as_tries`: what is fed here.
-    """
-    as_pairs = as_tries = 0
-    for prompt, (chosen, *rejected) in questions:
-        as_pairs += sum(2 * len(prompt) + len(chosen) + len(answer) for answer in rejected)
-        as_tries += len(build_trie(prompt, [chosen, *rejected]).tokens)
-    return {"as_pairs": as_pairs, "as_tries": as_tries}

@@ -51,7 +51,7 @@ def hub_answers(seconds: float = 3.0) -> bool:
     try:
         with urllib.request.urlopen(f"{endpoint}/api/datasets/{HUB_ID}", timeout=seconds) as page:
             return bool(page.status == 200)
-    except (OSError, http.client.HTTPException):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
@@ -87,7 +87,8 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Preference]
     """Turn (place, row) into preferences; rows with the same question are gathered into one.
 
     An incorrect answer equal to the best one is no preference and is left out; an answer repeated
-    within a list counts once.
+    within a list counts once. One that stands in both lists, as two of TruthfulQA's do, is trained
+    against and counts on both sides of MC2.
 
     Raises:
         DataError: a row has an empty cell or answer, or two rows disagree on the best answer.

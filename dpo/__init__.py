@@ -17,11 +17,12 @@ from dpo.reference import (
     write_cache,
 )
 from dpo.schedule import Schedule, schedule_factor
-from dpo.selfcheck import SelfCheck, check_sharing
+from dpo.selfcheck import NumericError, SelfCheck, check_sharing
 
 __all__ = [
     "DPOLoss",
     "Metrics",
+    "NumericError",
     "Schedule",
     "SelfCheck",
     "answer_key",

@@ -6,6 +6,7 @@ computed before. A cache file holds the entries of one base model in one dtype.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -89,7 +90,7 @@ def read_cache(file: Path) -> dict[str, float]:
     """Return the scores in `file`; one that is missing or damaged knows nothing."""
     try:
         scores = json.loads(file.read_text(encoding="utf-8"))
-        return {str(key): float(score) for key, score in scores.items()}
+        return {str(k): float(score) for k, score in scores.items() if math.isfinite(score)}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
@@ -98,5 +99,6 @@ def write_cache(file: Path, scores: Scores) -> None:
     """Replace `file` in one step, so that a reader never sees half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f"{file.name}.{os.getpid()}")
-    beside.write_text(json.dumps(dict(scores)), encoding="utf-8")
+    finite = {key: score for key, score in scores.items() if math.isfinite(score)}
+    beside.write_text(json.dumps(finite), encoding="utf-8")
     os.replace(beside, file)

@@ -97,6 +97,9 @@ def load_base(
     Raises:
         ModelError: it does not exist, cannot be reached, is gated, or holds no safetensors.
     """
+    local = name == "builtin" or Path(name).expanduser().is_dir()
+    if local and revision:
+        raise ModelError(f"--revision {revision} is for models of the Hub, and {name} is local")
     folder = builtin_folder() if name == "builtin" else model_folder(name, revision, token)
     if not (folder / "config.json").is_file():
         raise ModelError(f"--model {folder} is no model: it has no config.json")
@@ -114,24 +117,31 @@ def load_base(
         if quantise != "none":
             settings = quantisation_config(quantise)
             quantised = {"quantization_config": settings, "device_map": {"": device}}
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
             **quantised,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
-        raise ModelError(f"--model {name} cannot be loaded: {error}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"--model {name} cannot be loaded: {reason}") from error
+    absent = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
+    if absent:  # transformers would go on with random weights there
+        raise ModelError(
+            f"--model {name} is incomplete: {len(absent)} weights are missing or misshaped, the "
+            f"first is {absent[0]}"
+        )
     if not quantised:
         model = model.to(device)
     keep_layout(model)
     model.eval().requires_grad_(False)
-    known = str(folder) if name == "builtin" or Path(name).is_dir() else name
-    return Base(model, tokenizer, known, revision)
+    return Base(model, tokenizer, str(folder) if local else name, revision)
 
 
 def model_folder(name: str, revision: str | None = None, token: str | None = None) -> Path:

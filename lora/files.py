@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +14,16 @@ def written_whole(folder: Path) -> Iterator[Path]:
 
     If the body raises, nothing of it remains and what stood at `folder` before stands there still.
     """
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    before = folder.with_name(f"{beside.name}.old")
-    beside.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    new, old = scratch / "new", scratch / "old"
+    new.mkdir()
     try:
-        yield beside
+        yield new
         if folder.exists():
-            os.replace(folder, before)
-        os.replace(beside, folder)
+            os.replace(folder, old)
+        os.replace(new, folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
+        if old.exists() and not folder.exists():  # interrupted between the two
+            os.replace(old, folder)
+        shutil.rmtree(scratch, ignore_errors=True)

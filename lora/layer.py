@@ -64,8 +64,8 @@ class LoRALinear(nn.Module):
             x, kept = drop(x, self.dropout)
             scale /= kept
         # The scale multiplies the narrow (..., r) product, never a full-width one.
-        low = x.flatten(0, -2) @ self.A.to(x.dtype) * scale
-        return torch.addmm(y.flatten(0, -2), low, self.B.to(x.dtype)).view_as(y)
+        low = x.reshape(-1, x.shape[-1]) @ self.A.to(x.dtype) * scale
+        return torch.addmm(y.reshape(-1, y.shape[-1]), low, self.B.to(x.dtype)).view_as(y)
 
     @torch.no_grad()
     def delta(self) -> Tensor:
@@ -83,8 +83,11 @@ def drop(x: Tensor, share: float) -> tuple[Tensor, float]:
 
     Four decisions are drawn with each 64-bit random number, 16 bits for each, which is three times
     as fast as torch's dropout on a CPU. The share is rounded to 1/65536, and what is kept is exact.
+    Other devices have a fused dropout, which scales by itself.
     """
-    threshold = round(share * 2**16)
+    if x.device.type != "cpu":
+        return nn.functional.dropout(x, share), 1.0
+    threshold = min(round(share * 2**16), 2**16 - 1)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
     bits = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
     return x.masked_fill(bits < threshold - 2**15, 0), 1 - threshold / 2**16

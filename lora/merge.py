@@ -141,7 +141,6 @@ def _copy_side_files(base: Path, new: Path, dtype: torch.dtype | None, total: in
         for file in base.glob(pattern):
             shutil.copyfile(file, new / file.name)
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    config.pop("quantization_config", None)
     if dtype:
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config[key] = str(dtype).removeprefix("torch.")

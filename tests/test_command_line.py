@@ -38,6 +38,8 @@ ROOT = Path(__file__).parents[1]
         ("--rank-pattern v_proj=x", "--rank-pattern 'v_proj=x' is not NAME=NUMBER"),
         ("--alpha-pattern (=2", "--alpha-pattern '(=2' is not NAME=NUMBER"),
         ("--reference-adapter", "--reference-adapter needs --adapter"),
+        ("--lr inf", "--lr inf must be finite"),
+        ("--seed -1", "--seed -1 must be 0 or more"),
         ("--config none.yaml", "--config none.yaml cannot be read"),
     ],
 )
@@ -56,6 +58,10 @@ def test_a_wrong_flag_or_value_is_one_line_and_status_2(argv, complaint, capsys)
         ("rank: 1.5", "rank: 1.5 is no value"),
         ("loss: sigmund", "loss: 'sigmund' is no value"),
         ("merge: 1", "merge: 1 is no value"),
+        ("target_modules: 3", "target_modules: 3 is no value"),
+        ("target_modules: [1]", "target_modules: [1] is no value"),
+        ("debug: true", "unknown setting 'debug'"),
+        ("1: 2", "unknown setting 1"),
         ("rank", "holds no `name: value` lines"),
         ("rank: [", "cannot be read"),
     ],
@@ -69,7 +75,7 @@ def test_a_wrong_configuration_file_is_named(tmp_path, text, complaint):
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path = tmp_path / "x.yaml"
-    path.write_text("rank: 4\nlr: 1e-5\ntarget_modules: [o_proj]\nmax_steps: null\nalpha: 3\n")
+    path.write_text("rank: 4\nlr: 1e-5\ntarget_modules: o_proj\nmax_steps: null\nalpha: 3\n")
     config = parse(["--config", str(path), "--rank", "2", "--no-merge"])
     assert (config.rank, config.lr, config.target_modules) == (2, 1e-5, ("o_proj",))
     assert (config.merge, config.beta, config.alpha) == (False, 0.1, 3.0)

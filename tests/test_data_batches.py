@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.batches import epoch_order, micro_batches, optimizer_steps, step_batches
+from data.batches import count_tokens, epoch_order, micro_batches, optimizer_steps, step_batches
 from data.encode import EncodedQuestion
 from data.trees import build_trie
 
@@ -56,6 +56,19 @@ def test_pairs_of_a_question_meet_in_one_trie_whatever_the_shuffling():
     questions = [question(0, 2), question(1, 2)]
     (batch,) = step_batches(questions, [(0, 0), (1, 1), (0, 1)], 1000)
     assert batch.answers == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 2)]  # a chosen answer only once
+
+
+def test_tokens_are_counted_over_the_steps_by_hand():
+    """Prompt (Q, :), answers (a b .), (a .), (c d): see the docstring of data/trees.py.
+
+    As pairs, (2 + 3) + (2 + 2) twice. In one trie 5 tokens are fed; in two steps (Q : a b) and
+    (Q : a b c); as plain rows (Q : a b), (Q : a), (Q : c).
+    """
+    questions = [EncodedQuestion((1, 2), (3, 4, 7), ((3, 7), (5, 6)))]
+    pairs = [(0, 0), (0, 1)]
+    assert count_tokens(questions, [pairs]) == {"as_pairs": 18, "as_tries": 5}
+    assert count_tokens(questions, [pairs[:1], pairs[1:]]) == {"as_pairs": 18, "as_tries": 4 + 5}
+    assert count_tokens(questions, [pairs], shared=False) == {"as_pairs": 18, "as_tries": 4 + 3 + 3}
 
 
 def test_micro_batches_respect_the_budget_and_keep_a_question_whole():

@@ -62,6 +62,19 @@ def test_the_last_scored_token_is_the_stop_token_of_the_template():
     assert tokenizer.decode(q.chosen) == "Bats see well<end>"
 
 
+def test_a_turn_token_that_is_merely_added_ends_an_answer_too():
+    """Gemma's <end_of_turn> is none of the tokenizer's named special tokens."""
+    from tokenizers import AddedToken
+
+    tokenizer = small_tokenizer(chat_template=CHAT_TEMPLATE.replace("<end>", "<stop>"))
+    tokenizer.add_tokens([AddedToken("<stop>", special=True)])
+    tokenizer.additional_special_tokens = []
+    q = one(BATS, tokenizer, "chat")
+    assert tokenizer.decode(q.chosen) == "Bats see well<stop>"
+    with pytest.raises(DataError, match="'<stop>'"):
+        one(Preference("Do bats<stop> see?", "Yes", ("No",)), tokenizer, "chat")
+
+
 def test_the_ids_are_those_of_the_whole_text(tokenizer):
     q = one(BATS, tokenizer)
     whole = "Question: Do bats see?\nAnswer: Bats see well"

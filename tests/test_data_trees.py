@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.trees import ancestor_mask, build_trie, collate, count_tokens, question_tries
+from data.trees import ancestor_mask, build_trie, collate, question_tries
 
 # The example of the module's docstring: Q=1 :=2 a=3 b=4 c=5 d=6 .=7
 PROMPT, ANSWERS = (1, 2), [(3, 4, 7), (3, 7), (5, 6)]
@@ -59,11 +59,6 @@ def test_nothing_to_predict_from_or_to_predict_is_an_error(prompt, answers):
         build_trie(prompt, answers)
 
 
-def test_tokens_are_counted_as_pairs_and_as_tries_by_hand():
-    # two pairs: (2 + 3) + (2 + 2) and (2 + 3) + (2 + 2); the trie feeds 5 tokens
-    assert count_tokens([(PROMPT, ANSWERS)]) == {"as_pairs": 18, "as_tries": 5}
-
-
 tokens = st.integers(0, 3)
 prompts = st.lists(tokens, min_size=1, max_size=4).map(tuple)
 answer_sets = st.lists(st.lists(tokens, min_size=1, max_size=5).map(tuple), min_size=1, max_size=8)
@@ -98,10 +93,11 @@ def test_in_a_batch_every_edge_reads_its_own_text_and_nothing_else(questions, sh
             assert batch.positions[row, visible].tolist() == list(range(len(visible)))
 
 
-def test_rows_are_packed_and_short_tries_share_one():
+def test_short_tries_share_rows_and_rows_are_filled_evenly():
     tries = [build_trie(tuple(range(1, 101)), [(1, 2)]) for _ in range(4)]  # 101 tokens each
-    batch = collate(tries)
-    assert batch.tokens.shape == (2, 202)  # two tries to a row of at most 256
+    assert collate(tries).tokens.shape == (2, 202)  # two rows of about 256 at most
+    assert collate(tries[:3]).tokens.shape == (3, 101)  # and never 256 + 47 padded to 512
+    assert collate(tries[:2]).tokens.shape == (1, 202)
     assert collate(tries, shared=False).tokens.shape == (4, 101)
 
 

@@ -6,8 +6,8 @@ import transformers
 from conftest import ARCHITECTURES, small_model
 from test_dpo_logps import ANSWERS, OTHER, PROMPT
 
-from data import EncodedQuestion
-from dpo import check_sharing
+from data import DataError, EncodedQuestion
+from dpo import NumericError, check_sharing
 
 QUESTIONS = [
     EncodedQuestion(PROMPT, ANSWERS[0], tuple(ANSWERS[1:])),
@@ -76,7 +76,39 @@ def test_a_wrongly_read_configuration_is_noticed(architecture, lie):
     assert not check.shared and "differ from plain rows" in check.reason
 
 
-def test_scores_that_are_not_numbers_do_not_pass():
+def test_the_longest_answer_is_among_those_compared():
+    """Only it leaves the window that the masks ignore."""
+    model = small_model("mistral")
+    short = [(20 + i, 2) for i in range(5)]
+    long = tuple(range(30, 60))
+    question = EncodedQuestion((3, 4), short[0], (*short[1:], long))
+    assert check_sharing(model, [question]).shared
+    model.config.sliding_window = 1000
+    model.forward = windowed(model.forward, model.config, 6)
+    assert not check_sharing(model, [question]).shared
+
+
+def windowed(forward, config, window):
+    """The model's own forward keeps the window that its configuration has lost."""
+
+    def run(**inputs):
+        lie, config.sliding_window = config.sliding_window, window
+        try:
+            return forward(**inputs)
+        finally:
+            config.sliding_window = lie
+
+    return run
+
+
+def test_scores_that_are_not_numbers_stop_the_run():
     model = small_model()
     model.model.layers[0].self_attn.q_proj.weight.data[:] = torch.nan
-    assert not check_sharing(model, QUESTIONS).shared
+    with pytest.raises(NumericError, match="not finite in torch.float32"):
+        check_sharing(model, QUESTIONS)
+
+
+def test_a_tokenizer_of_another_model_is_named():
+    question = EncodedQuestion((3, 4), (5, 2), ((200, 2),))
+    with pytest.raises(DataError, match="the id 200 and the model embeds 97 tokens"):
+        check_sharing(small_model(), [question])

@@ -16,7 +16,7 @@ from lora import (
     save_adapter,
 )
 from lora.adapter import adapter_parameters, lora_layers, train_adapters
-from lora.targets import as_targets, match_targets
+from lora.targets import as_targets, by_pattern, match_targets
 
 TOKENS = torch.arange(1, 13)[None]
 
@@ -259,6 +259,7 @@ def test_a_pattern_gives_layers_their_own_rank_and_alpha():
     assert ranks["model.layers.0.self_attn.q_proj"] == (4, 1 / 4)
     assert ranks["model.layers.0.self_attn.v_proj"] == (2, 1 / 2)
     assert ranks["model.layers.1.self_attn.v_proj"] == (2, 8 / 2)
+    assert by_pattern("layers.0.v_proj", {"proj": 1}, 5) == 5  # a part of a name is no name
 
 
 def test_rslora_is_lora_with_alpha_times_the_root_of_the_rank():

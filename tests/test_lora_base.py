@@ -75,6 +75,25 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
+def test_an_interrupt_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
+    target = tmp_path / "x"
+    with written_whole(target) as new:
+        (new / "file").write_text("first")
+    real, calls = os.replace, []
+
+    def interrupted(source, destination):
+        calls.append(source)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(source, destination)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), written_whole(target) as new:
+        (new / "file").write_text("second")
+    assert (target / "file").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
 def test_the_default_model_depends_on_gpu_memory_and_token(monkeypatch):
     gpu = torch.device("cuda")
     assert choose_model(torch.device("cpu"), "token")[0] == "builtin"

@@ -107,6 +107,13 @@ def test_dropout_drops_its_share_everywhere_alike():
     assert abs(together - kept**2) < 2e-3
 
 
+def test_nearly_everything_may_be_dropped_and_x_may_have_any_shape():
+    layer = LoRALinear(torch.nn.Linear(4, 3), rank=2, alpha=4, dropout=0.999999).train()
+    for shape in [(4,), (2, 4), (2, 3, 4)]:
+        y = layer(torch.ones(shape))
+        assert y.shape == (*shape[:-1], 3) and y.isfinite().all()
+
+
 def test_the_masters_are_float32_and_move_by_tiny_steps_under_a_bfloat16_base():
     layer = LoRALinear(torch.nn.Linear(8, 8).bfloat16(), rank=2, alpha=4)
     assert layer.A.dtype == layer.B.dtype == torch.float32

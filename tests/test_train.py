@@ -9,7 +9,7 @@ import torch
 import transformers
 import yaml
 from conftest import small_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train
 from config import Config, parse
@@ -214,6 +214,55 @@ def test_a_model_without_safetensors_or_configuration_is_refused(run, tmp_path, 
     (bad / "model.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(ModelError, match="cannot be loaded"):
         run("out", model=str(bad))
+
+
+def test_a_model_with_weights_missing_is_refused(run, tmp_path, model_folder):
+    """transformers would go on with random ones and a warning."""
+    bad = tmp_path / "bad"
+    shutil.copytree(model_folder, bad)
+    weights = load_file(bad / "model.safetensors")
+    weights = {k: v for k, v in weights.items() if "layers.2.mlp" not in k}
+    save_file(weights, bad / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"incomplete: 3 weights .* model.layers.2.mlp"):
+        run("out", model=str(bad))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_applied(
+    run, tmp_path, monkeypatch
+):
+    real, calls = train.dpo.dpo_loss, []
+
+    def poisoned(*args):
+        calls.append(args)
+        result = real(*args)
+        return result._replace(loss=result.loss * math.nan) if len(calls) == 2 else result
+
+    monkeypatch.setattr(train.dpo, "dpo_loss", poisoned)
+    with pytest.raises(train.dpo.NumericError, match="the gradient of step 1 is not finite"):
+        run("out")
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(run, monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(train, "user_cache_path", lambda name: tmp_path / "file" / name)
+    assert (run("out", max_steps=1) / "summary.json").exists()
+    assert "The reference is not cached" in capsys.readouterr().out
+
+
+def test_few_steps_score_the_reference_of_their_questions_alone(run, monkeypatch):
+    scored = []
+    real = train.dpo.scoring_batches
+    monkeypatch.setattr(
+        train.dpo, "scoring_batches", lambda k, w, *a: scored.append(len(w)) or real(k, w, *a)
+    )
+    run("out", max_steps=1, batch_size=1, grad_accum=1)
+    assert scored == [2, 1]  # one question held out and one trained; then the held-out one again
+
+
+def test_a_revision_of_a_local_model_is_refused(run):
+    with pytest.raises(ModelError, match="--revision main is for models of the Hub"):
+        run("out", revision="main")
 
 
 def test_the_saved_settings_are_complete(run):
