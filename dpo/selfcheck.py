@@ -14,7 +14,9 @@ from data.question import DataError
 from data.trees import collate, question_tries
 from dpo.logps import answer_logps
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.005}  # nats a token
+# Nats a token. Gemma 3 270M in bfloat16: honest rounding gives .005 to .008, and letting each token
+# see the column before it, which is wrong at branches alone, .03 to .05.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.005}
 
 
 class NumericError(ArithmeticError):
