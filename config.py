@@ -18,6 +18,7 @@ from dpo.loss import Loss
 from dpo.schedule import Schedule
 from lora.quantise import Quantise
 
+KEYWORDS = ("auto", "builtin", "truthfulqa")  # what --model and --data take besides paths and ids
 Number = TypeVar("Number", int, float)
 
 
@@ -137,12 +138,20 @@ class Config:
         return found
 
     def save(self, path: Path) -> None:
-        """Write every setting but the output folder, so that `--config` repeats the run anew."""
-        settings = {
+        """Write every setting but the output folder, so that `--config` repeats the run anew.
+
+        Local paths are written whole: the run can be repeated from any folder.
+        """
+        settings: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
             if name not in ("output_dir", "debug")
         }
+        for name in ("model", "adapter", "data"):
+            value = settings[name]
+            local = Path(value).expanduser() if value not in (None, *KEYWORDS) else None
+            if local and local.exists():
+                settings[name] = str(local.resolve())
         path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 

@@ -36,10 +36,6 @@ def run(config: Config) -> Path:
         config.data, why = data.choose_source()
         print(f"Data: {config.data}, since {why}; --data chooses other questions.", flush=True)
     preferences = data.load_preferences(config.data, token)
-    for name in ("data", "model", "adapter"):  # local paths, from wherever the run is repeated
-        path = Path(getattr(config, name) or "").expanduser()
-        if getattr(config, name) and path.exists():
-            setattr(config, name, str(path.resolve()))
 
     # The frozen base model.
     device = lora.choose_device(config.device)

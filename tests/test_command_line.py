@@ -87,6 +87,15 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path):
     assert parse(["--config", str(tmp_path / "config.yaml")]) == config
 
 
+def test_local_paths_are_saved_whole_and_keywords_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.csv", "builtin"):
+        (tmp_path / name).write_text("")
+    Config(data="mine.csv", model="builtin").save(tmp_path / "config.yaml")
+    config = parse(["--config", str(tmp_path / "config.yaml")])
+    assert (config.data, config.model) == (str(tmp_path / "mine.csv"), "builtin")
+
+
 def test_the_help_names_every_setting_with_its_default(capsys):
     with pytest.raises(SystemExit) as leaving:
         parse(["--help"])
