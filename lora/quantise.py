@@ -30,7 +30,7 @@ def quantisation_config(kind: Quantise) -> Any:
     )
 
 
-def keep_layout(model: nn.Module) -> None:
+def keep_layout(model: Any) -> None:
     """Stop 4-bit layers from repacking their weights at the first evaluation on a CPU.
 
     bitsandbytes 0.50 does so in place where the CPU has AVX512-BF16. Dequantising then gives
@@ -38,7 +38,7 @@ def keep_layout(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+            module.support_avx512bf16_for_cpu = False
 
 
 def is_quantised(linear: nn.Linear) -> bool:
@@ -46,20 +46,21 @@ def is_quantised(linear: nn.Linear) -> bool:
     return not linear.weight.is_floating_point()
 
 
-def dense_weight(linear: nn.Linear) -> Tensor:
+def dense_weight(linear: Any) -> Tensor:
     """Return the (out, in) weight that `linear` computes with, dequantised if need be."""
+    weight = linear.weight
+    dense: Tensor
     if not is_quantised(linear):
-        return linear.weight
+        dense = weight
+        return dense
     from bitsandbytes import functional
 
-    weight: Any = linear.weight
     if getattr(weight, "quant_state", None) is not None:
-        dense: Tensor = functional.dequantize_4bit(weight.data, weight.quant_state)
+        dense = functional.dequantize_4bit(weight.data, weight.quant_state)
         return dense
     # int8: the codes and row scales move from the weight to the layer's state when it first runs
-    state: Any = getattr(linear, "state")  # noqa: B009
-    codes = weight.CB if weight.CB is not None else state.CB
-    scales = weight.SCB if weight.SCB is not None else state.SCB
+    codes = weight.CB if weight.CB is not None else linear.state.CB
+    scales = weight.SCB if weight.SCB is not None else linear.state.SCB
     dense = functional.int8_vectorwise_dequant(codes if codes is not None else weight.data, scales)
     return dense
 
