@@ -13,7 +13,8 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 import yaml
 
 from data.batches import Shuffle
-from data.encode import Template
+from data.encode import TextSettings, Truncate
+from data.templates import Template
 from dpo.loss import Loss
 from dpo.schedule import Schedule
 from lora.quantise import Quantise
@@ -58,9 +59,15 @@ class Config:
     label_smoothing: float = flag(0.0, "share of pairs assumed to be labelled the wrong way round")
     reference_free: bool = flag(False, "score by log pi(y|x) alone, without the reference")
 
-    data: str = flag("auto", "truthfulqa, builtin, a CSV in TruthfulQA's columns, or auto", "data")
+    data: str = flag("auto", "file, folder, Hub id[:config:split], builtin, or truthfulqa", "data")
+    columns: str | None = flag(None, "prompt=...,chosen=...,rejected=... where names do not tell")
     template: Literal["auto", Template] = flag("auto", "how a question becomes text")
-    max_length: int | None = flag(None, "tokens; longer questions are left out and named")
+    prompt_format: str | None = flag(None, "of the plain template; {} is the text")
+    answer_format: str | None = flag(None, "likewise")
+    max_length: int | None = flag(None, "tokens of prompt and answer; default the model's own")
+    truncate: Truncate = flag(
+        "drop", "longer questions, cut the beginning of their prompt, or stop"
+    )
     eval_fraction: float = flag(0.2, "share of the questions held out")
     shuffle: Shuffle = flag("questions", "what is shuffled: whole questions or single pairs")
 
@@ -118,6 +125,25 @@ class Config:
             raise UsageError("--reference-adapter needs --adapter, the adapter to start from")
         self.patterns("rank_pattern", int)
         self.patterns("alpha_pattern", float)
+        for name in ("prompt_format", "answer_format"):
+            text = getattr(self, name)
+            if text is not None and text.count("{}") != 1:
+                raise UsageError(f"{_flag(name)} {text!r} must hold {{}} once, where the text goes")
+
+    def text_settings(self, tokenizer: Any, limit: int | None = None) -> TextSettings:
+        """Return what decides the token ids; `auto` becomes what it stands for."""
+        if self.template == "auto":
+            self.template = "chat" if tokenizer.chat_template else "plain"
+        prompt_format, answer_format = (
+            text and text.replace("\\n", "\n") for text in (self.prompt_format, self.answer_format)
+        )
+        return {
+            "template": self.template,
+            "max_length": self.max_length or limit,
+            "truncate": self.truncate,
+            "prompt_format": prompt_format,
+            "answer_format": answer_format,
+        }
 
     def patterns(self, name: str, kind: Callable[[str], Number]) -> dict[str, Number]:
         """Read NAME=NUMBER settings.
@@ -155,14 +181,14 @@ class Config:
         path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
-def parse(argv: list[str] | None = None) -> Config:
+def parse(argv: list[str] | None = None, program: str = "train.py") -> Config:
     """Read the command line over the YAML file that `--config` may name over the defaults.
 
     Raises:
         UsageError: a flag, a value or the file is wrong.
     """
     parser = _Parser(
-        prog="train.py",
+        prog=program,
         description="Fine-tune a language model with DPO through LoRA, then merge.",
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

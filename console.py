@@ -12,7 +12,6 @@ from tqdm import tqdm
 import data
 import dpo
 import lora
-from config import Config
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
@@ -21,7 +20,7 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Count done units of a known total, with their rate and the time left."""
 
-    def __init__(self, label: str, total: int, unit: str) -> None:
+    def __init__(self, label: str, total: int | None, unit: str) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, 0
         self.started = self.printed = time.monotonic()
         self.bar = None
@@ -38,13 +37,15 @@ class Progress:
             self.bar.update(count)
             return
         now = time.monotonic()
-        if now - self.printed >= SECONDS_BETWEEN_LINES or self.done >= self.total:
+        if now - self.printed >= SECONDS_BETWEEN_LINES or self.done == self.total:
             self.printed = now
             rate = self.done / max(now - self.started, 1e-9)
-            left = (self.total - self.done) / rate
+            of = left = ""
+            if self.total is not None:
+                of, left = f"/{self.total}", f", {(self.total - self.done) / rate:.0f} s left"
             print(
-                f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.1f} a second, "
-                f"{left:.0f} s left{', ' + note if note else ''}",
+                f"{self.label}: {self.done}{of} {self.unit}, {rate:.1f} a second{left}"
+                f"{', ' + note if note else ''}",
                 flush=True,
             )
 
@@ -55,16 +56,31 @@ class Progress:
 
 
 def track(
-    items: Sequence[Item], label: str, unit: str, size: Callable[[Item], int]
+    items: Iterable[Item], total: int, label: str, unit: str, size: Callable[[Item], int]
 ) -> Iterator[Item]:
-    """Yield the items; show how many of their units are done."""
-    if not items:
+    """Yield the items; show how many of all their units are done."""
+    if not total:
         return
-    progress = Progress(label, sum(map(size, items)), unit)
+    progress = Progress(label, total, unit)
     for item in items:
         yield item
         progress.advance(size(item))
     progress.close()
+
+
+def watch(items: Iterable[Item], label: str, total: int | None) -> Iterator[Item]:
+    """Yield the items; once that takes more than two seconds, show how many are through."""
+    started, progress, waiting = time.monotonic(), None, 0
+    for item in items:
+        yield item
+        waiting += 1
+        if waiting % 100 == 0 and time.monotonic() - started > 2:
+            progress = progress or Progress(label, total, "rows")
+            progress.advance(waiting)
+            waiting = 0
+    if progress:
+        progress.advance(waiting)
+        progress.close()
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
@@ -77,45 +93,32 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     )
 
 
+def print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    """Print headings with their text beside them."""
+    for heading, text in rows:
+        print(f"{heading:<12}{text}")
+    sys.stdout.flush()
+
+
 def print_plan(
-    config: Config,
-    base: lora.Base,
-    encoding: data.Encoding,
-    held_out: int,
-    check: dpo.SelfCheck,
-    pairs: int,
-    steps: int,
-    tokens: dict[str, int],
+    base: lora.Base, report: data.Report, check: dpo.SelfCheck, steps: data.Steps
 ) -> None:
-    """Say what will be done, before anything that takes long."""
-    model, questions = base.model, len(encoding.questions)
+    """Say what was read and what will be done, before anything that takes long."""
+    model = base.model
     patched = lora.lora_layers(model)
     trained = sum(p.numel() for p in lora.adapter_parameters(model))
     total = sum(p.numel() for p in model.parameters())
     ranks = ", ".join(map(str, sorted({layer.rank for layer in patched.values()})))
     where = f"{str(model.dtype).removeprefix('torch.')}, {model.device}"
-    saved = tokens["as_pairs"] / tokens["as_tries"]
-    fed = (
-        f"{tokens['as_tries']:,} as {'tries' if check.shared else 'rows'}: {saved:.1f} times fewer"
-    )
-    rows = [
+    print_rows(report.lines)
+    print_rows([
         ("model", f"{base.name} ({total - trained:,} frozen parameters, {where})"),
         ("LoRA", f"{len(patched)} layers, {trained:,} trained parameters (rank {ranks})"),
-        ("data", f"{config.data}: {questions} questions, {held_out} of them held out"),
-        ("text", f"{config.template} template"),
-        ("training", f"{pairs} pairs in {steps} steps"),
-        ("tokens", f"{tokens['as_pairs']:,} as pairs, {fed}"),
+        ("training", f"{steps.pairs:,} pairs in {steps.total:,} steps"),
         ("self-check", check.reason),
-    ]  # fmt: skip
+    ])  # fmt: skip
     if not check.shared:
-        rows.append(("", "so answers are trained as plain padded rows: right, but slower"))
-    if encoding.boundary_merges:
-        rows.append(("", f"{encoding.boundary_merges} answers would fuse with their prompt's end"))
-    for name, text in rows:
-        print(f"{name:<12}{text}")
-    for prompt in encoding.too_long:
-        print(f"left out, too long: {prompt!r}")
-    sys.stdout.flush()
+        print_rows([("", "so answers are trained as plain padded rows: right, but slower")])
 
 
 def print_summary(folder: Path, results: dict[str, Any], summary: dict[str, Any]) -> None:

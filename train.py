@@ -5,19 +5,21 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from platformdirs import user_cache_path
 
 import data
 import dpo
 import lora
 from config import Config, UsageError, parse
-from console import Progress, print_plan, print_summary, track
-from workspace import Clock, hub_token, new_folder, peak_memory, write_json
+from console import Progress, print_plan, print_summary, track, watch
+from workspace import Clock, cache_folder, hub_token, new_folder, peak_memory, write_json
 
 TOKENS = {"train": 2048, "score": 4096, "plain": 512}  # fed at once; plain rows keep all logits
 
@@ -35,7 +37,8 @@ def run(config: Config) -> Path:
     if config.data == "auto":
         config.data, why = data.choose_source()
         print(f"Data: {config.data}, since {why}; --data chooses other questions.", flush=True)
-    preferences = data.load_preferences(config.data, token)
+    store = cache_folder("data")  # for what is too large to be read anew every time
+    reading = data.read_preferences(config.data, config.columns, token, store, watch)
 
     # The frozen base model.
     device = lora.choose_device(config.device)
@@ -51,16 +54,19 @@ def run(config: Config) -> Path:
         print(lora.GEMMA_TERMS)
 
     # Questions -> token ids, some of them held out.
-    if config.template == "auto":
-        config.template = "chat" if base.tokenizer.chat_template else "plain"
-    limit = config.max_length or getattr(
-        model.config.get_text_config(), "max_position_embeddings", None
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    settings = config.text_settings(base.tokenizer, limit)
+    file = data.encoding_file(store, reading, base.tokenizer, settings)
+    encoding = data.encode(reading.preferences, base.tokenizer, **settings, file=file, watch=watch)
+    questions = encoding.questions
+    split = data.split_by_prompt(
+        questions.column("key").tolist(), config.eval_fraction, config.seed
     )
-    encoding = data.encode(preferences, base.tokenizer, config.template, limit)
-    train, held_out = data.split_by_question(encoding.questions, config.eval_fraction, config.seed)
+    train, held_out = map(questions.select, split)
+    report = data.examine(config.data, reading, encoding, base.tokenizer, split, settings)
 
     # Adapters on the base, which stays as it is and is the reference.
-    check = dpo.check_sharing(model, train + held_out)
+    check = dpo.check_sharing(model, data.of_all_lengths(questions), encoding.largest_id)
     fingerprint = dpo.base_fingerprint(model)
     if config.adapter:
         lora.load_adapter(model, config.adapter)
@@ -77,61 +83,60 @@ def run(config: Config) -> Path:
         )
     if config.reference_adapter:  # the reference is the policy as it stands now
         fingerprint = dpo.base_fingerprint(model)
-    cache = user_cache_path("trie-dpo") / "reference" / f"{fingerprint}.json"
+    cache = cache_folder("reference") / f"{fingerprint}.json"
     parameters = lora.adapter_parameters(model)
-    orders = [
-        data.epoch_order(train, config.seed, epoch, config.shuffle)
-        for epoch in range(config.epochs)
-    ]
-    per_step = config.batch_size * config.grad_accum
-    steps = [pairs for order in orders for pairs in data.optimizer_steps(order, per_step)]
-    steps = steps[: config.max_steps]
-    pairs_trained = sum(map(len, steps))
-    tokens = data.count_tokens(train, steps, check.shared)
-    print_plan(config, base, encoding, len(held_out), check, pairs_trained, len(steps), tokens)
+    steps = data.Steps(
+        train.column("pairs").tolist(), config.batch_size * config.grad_accum,
+        config.epochs, config.seed, config.shuffle, config.max_steps,
+    )  # fmt: skip
+    print_plan(base, report, check, steps)
     new_folder(str(folder)).mkdir(parents=True, exist_ok=True)
     config.save(folder / "config.yaml")
     clock.lap("load")
 
     # The reference's log-probs, once per distinct answer; for held-out questions, "before".
-    known = dpo.read_cache(cache)
-    wanted = [(q.prompt, q.answers) for q in held_out]
-    used = sorted({q for pairs in steps for q, _ in pairs})
-    if not config.reference_free:
-        wanted += [(train[q].prompt, train[q].trained) for q in used]
+    def asked() -> Iterator[tuple[Any, Any]]:
+        return ((q.prompt, q.answers) for q in held_out)
+
+    def wanted() -> Iterator[tuple[Any, Any]]:
+        yield from asked()
+        if not config.reference_free:
+            yield from ((q.prompt, q.trained) for q in train.select(used))
+
+    used = sorted({q for pairs in steps.from_step() for q, _ in pairs})
     budget = TOKENS["score"] if check.shared else TOKENS["plain"]
-    batches = dpo.scoring_batches(known, wanted, budget, check.shared)
+    show = partial(track, unit="answers", size=lambda batch: batch[1].answers)
+    scores = dpo.read_cache(cache)
     with nullcontext() if config.reference_adapter else lora.adapters_disabled(model):
         new = dpo.score_answers(
-            model, track(batches, "Reference", "answers", lambda b: b[1].answers)
+            model, wanted, budget, check.shared, scores, partial(show, label="Reference")
         )
-    reference_scores = known | new
+    scores |= new
     if new:
         try:
-            dpo.write_cache(cache, reference_scores)
+            dpo.write_cache(cache, scores)
         except OSError as error:
             print(f"The reference is not cached: {error}", flush=True)
-    before = dpo.evaluate(held_out, reference_scores)
-    reference = {
-        q: [0.0] * len(train[q].trained) if config.reference_free
-        else dpo.scores_of(reference_scores, train[q])
-        for q in used
-    }  # fmt: skip
+    before = dpo.evaluate(held_out, scores)
     clock.lap("reference")
 
     # The loop.
     ratios = {"A": 1.0, "B": config.lora_plus_ratio}  # LoRA+, arXiv 2402.12354: B learns faster
     groups = [{"params": lora.adapter_parameters(model, name), "name": name} for name in ratios]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    warmup = round(config.warmup_ratio * len(steps))
+    warmup = round(config.warmup_ratio * steps.total)
     lora.train_adapters(model)
-    progress = Progress("Training", pairs_trained, "pairs")
+    tokens = {"as_pairs": 0, "as_tries": 0}
+    progress = Progress("Training", steps.pairs, "pairs")
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as log:
-        for step, pairs in enumerate(steps):
+        for step, pairs in enumerate(steps.from_step()):
             seen = []
             for batch in data.step_batches(train, pairs, TOKENS["train"], check.shared):
                 logps = dpo.answer_logps(model, batch.trees.to(device))  # (A,)
-                anchors = torch.tensor([reference[q][a] for q, a in batch.answers], device=device)
+                known = [
+                    0.0 if config.reference_free else scores[dpo.answer_key(*y)] for y in batch.ids
+                ]
+                anchors = torch.tensor(known, device=device)  # (A,)
                 chosen, rejected = batch.chosen.to(device), batch.rejected.to(device)  # (P,)
                 result = dpo.dpo_loss(
                     logps[chosen], logps[rejected], anchors[chosen], anchors[rejected],
@@ -140,13 +145,15 @@ def run(config: Config) -> Path:
                 # A pair weighs 1 / (pairs of the step), however micro-batches are cut.
                 (result.loss.sum() / len(pairs)).backward()
                 seen.append(dpo.pair_columns(result, logps[chosen], logps[rejected]))
+                tokens["as_pairs"] += batch.as_pairs
+                tokens["as_tries"] += batch.fed
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             if not norm.isfinite():
                 raise dpo.NumericError(
                     f"the gradient of step {step} is not finite, so training stopped before it; "
                     "try a lower --lr or --dtype float32"
                 )
-            rate = config.lr * dpo.schedule_factor(step, len(steps), warmup, config.schedule)
+            rate = config.lr * dpo.schedule_factor(step, steps.total, warmup, config.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = rate * ratios[group["name"]]
             optimizer.step()
@@ -162,11 +169,10 @@ def run(config: Config) -> Path:
 
     # What it changed, on questions it has not seen.
     model.eval()
-    batches = dpo.scoring_batches({}, wanted[: len(held_out)], budget, check.shared)
-    after = dpo.evaluate(
-        held_out,
-        dpo.score_answers(model, track(batches, "Evaluation", "answers", lambda b: b[1].answers)),
+    after_scores = dpo.score_answers(
+        model, asked, budget, check.shared, watch=partial(show, label="Evaluation")
     )
+    after = dpo.evaluate(held_out, after_scores)
     results = {"questions": len(held_out), "before": before._asdict(), "after": after._asdict()}
     write_json(folder / "evaluation.json", results)
     clock.lap("evaluate")
@@ -184,10 +190,10 @@ def run(config: Config) -> Path:
     clock.lap("merge")
     busy = clock.seconds["reference"] + clock.seconds["train"]
     summary = {
-        "pairs": pairs_trained,
-        "steps": len(steps),
+        "pairs": steps.pairs,
+        "steps": steps.total,
         "seconds": clock.seconds,
-        "pairs_per_second": pairs_trained / busy,
+        "pairs_per_second": steps.pairs / busy,
         "peak_memory_bytes": peak_memory(device),
         "tokens": tokens,
         "model": base.name,

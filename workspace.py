@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from dotenv import dotenv_values
+from platformdirs import user_cache_path
 
 from config import UsageError
 
@@ -37,6 +39,16 @@ def hub_token() -> str | None:
     file = dotenv_values(".env")
     names = ("HF_TOKEN", "ACCESS_TOKEN")
     return next(filter(None, [*map(os.environ.get, names), *map(file.get, names)]), None)
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder that outlives the run, or a temporary one where none can be made."""
+    folder = user_cache_path("trie-dpo") / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="trie-dpo-"))
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="trie-dpo-"))
 
 
 def write_json(path: Path, value: Any) -> None:

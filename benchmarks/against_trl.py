@@ -27,13 +27,13 @@ import transformers
 import lora
 import train
 from config import Config
-from data import load_preferences, split_by_question
+from data import load_preferences, split_by_prompt
 from data.encode import ANSWER_FORMAT, PROMPT_FORMAT
 
 
 def ours(csv, model, held_out, folder):
     """Run train.py's own `run` with an empty reference cache; return its summary."""
-    train.user_cache_path = lambda name: folder / "cache" / name
+    train.cache_folder = lambda name: folder / "cache" / name
     config = Config(
         model=model, data=str(csv), output_dir=str(folder / "run"), merge=False,
         eval_fraction=held_out,
@@ -104,7 +104,9 @@ def main():
         csv = Path(scratch) / "questions.csv"
         csv.write_text("".join(lines[: args.questions + 2]), encoding="utf-8")  # header, 1 held out
         held_out = 1 / (args.questions + 1)
-        trained, _ = split_by_question(load_preferences(str(csv)), held_out, Config.seed)
+        questions = load_preferences(str(csv))
+        trained, _ = split_by_prompt(range(len(questions)), held_out, Config.seed)
+        trained = [questions[number] for number in trained]
         for repetition in range(args.repetitions):
             folder = Path(scratch) / str(repetition)
             summary = ours(csv, args.model, held_out, folder)

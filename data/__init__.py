@@ -2,15 +2,17 @@
 
 from data.batches import (
     PairBatch,
-    count_tokens,
+    Steps,
     epoch_order,
     micro_batches,
-    optimizer_steps,
+    split_by_prompt,
     step_batches,
 )
-from data.encode import EncodedQuestion, Encoding, encode
-from data.preferences import choose_source, load_preferences, split_by_question
-from data.question import DataError, Preference
+from data.encode import EncodedQuestion, Encoding, encode, encoding_file, of_all_lengths
+from data.gather import Reading, choose_source, load_preferences, read_preferences
+from data.question import DataError, Preference, Turn
+from data.report import Report, examine
+from data.table import Table
 from data.trees import (
     TreeBatch,
     Trie,
@@ -26,19 +28,26 @@ __all__ = [
     "Encoding",
     "PairBatch",
     "Preference",
+    "Reading",
+    "Report",
+    "Steps",
+    "Table",
     "TreeBatch",
     "Trie",
+    "Turn",
     "ancestor_mask",
     "build_trie",
     "choose_source",
     "collate",
-    "count_tokens",
     "encode",
+    "encoding_file",
     "epoch_order",
+    "examine",
     "load_preferences",
     "micro_batches",
-    "optimizer_steps",
+    "of_all_lengths",
     "question_tries",
-    "split_by_question",
+    "read_preferences",
+    "split_by_prompt",
     "step_batches",
 ]

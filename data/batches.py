@@ -1,6 +1,7 @@
 """Order: which pairs make an optimizer step, and which tries go through the model together."""
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -8,32 +9,64 @@ import torch
 from torch import Tensor
 
 from data.encode import EncodedQuestion
-from data.trees import TreeBatch, Trie, collate, question_tries
+from data.question import DataError
+from data.trees import Tokens, TreeBatch, Trie, collate, question_tries
 
 Pair = tuple[int, int]  # (question, which of its rejected answers)
 Shuffle = Literal["questions", "pairs"]
 
 
-def epoch_order(
-    questions: Sequence[EncodedQuestion], seed: int, epoch: int, shuffle: Shuffle
-) -> list[Pair]:
+def epoch_order(counts: Sequence[int], seed: int, epoch: int, shuffle: Shuffle) -> list[Pair]:
     """Return every (question, rejected answer) pair exactly once, in the order of this epoch.
 
-    `questions` keeps the pairs of a question together, so that they meet in one trie; `pairs`
-    shuffles them freely. The order depends on nothing but the arguments.
+    `counts` has the number of rejected answers of each question. `questions` keeps the pairs of a
+    question together, so that they meet in one trie; `pairs` shuffles them freely. The order
+    depends on nothing but the arguments.
     """
     rng = random.Random(f"{seed}/{epoch}")
-    order = list(range(len(questions)))
+    order = list(range(len(counts)))
     rng.shuffle(order)
-    pairs = [(q, k) for q in order for k in range(len(questions[q].rejected))]
+    pairs = [(q, k) for q in order for k in range(counts[q])]
     if shuffle == "pairs":
         rng.shuffle(pairs)
     return pairs
 
 
-def optimizer_steps(pairs: Sequence[Pair], pairs_per_step: int) -> list[Sequence[Pair]]:
-    """Cut the epoch into steps of `pairs_per_step`; the last one holds what is left."""
-    return [pairs[i : i + pairs_per_step] for i in range(0, len(pairs), pairs_per_step)]
+class Steps(NamedTuple):
+    """Which pairs make which optimizer step: a function of these settings, for any process."""
+
+    counts: Sequence[int]  # rejected answers of each question
+    pairs_per_step: int
+    epochs: int
+    seed: int
+    shuffle: Shuffle
+    max_steps: int | None = None
+
+    @property
+    def an_epoch(self) -> int:
+        """The last step of an epoch holds what is left."""
+        return -(-sum(self.counts) // self.pairs_per_step)
+
+    @property
+    def total(self) -> int:
+        """All optimizer steps."""
+        return min(self.epochs * self.an_epoch, self.max_steps or sys.maxsize)
+
+    @property
+    def pairs(self) -> int:
+        """The pairs of all steps; one counts in each epoch that it is seen in."""
+        epochs, steps = divmod(self.total, self.an_epoch)
+        return epochs * sum(self.counts) + min(steps * self.pairs_per_step, sum(self.counts))
+
+    def from_step(self, first: int = 0) -> Iterator[list[Pair]]:
+        """Yield the pairs of each optimizer step, from step `first` on."""
+        n = self.pairs_per_step
+        order: list[Pair] = []
+        for step in range(first, self.total):
+            epoch, place = divmod(step, self.an_epoch)
+            if not order or not place:
+                order = epoch_order(self.counts, self.seed, epoch, self.shuffle)
+            yield order[place * n : (place + 1) * n]
 
 
 def gather(pairs: Sequence[Pair]) -> dict[int, list[int]]:
@@ -69,8 +102,11 @@ class PairBatch(NamedTuple):
 
     trees: TreeBatch
     answers: list[tuple[int, int]]  # (question, its answer: 0 chosen, 1 + k rejected k), A of them
+    ids: list[tuple[Tokens, Tokens]]  # (prompt, answer) of each
     chosen: Tensor  # (P,) int64 into the A answers
     rejected: Tensor  # (P,) int64
+    as_pairs: int  # tokens that P pairs of whole texts would have, without padding
+    fed: int  # tokens fed here
 
 
 def step_batches(
@@ -83,35 +119,51 @@ def step_batches(
     by_question = gather(pairs)
     numbers = {q: [0, *(1 + k for k in rejected)] for q, rejected in by_question.items()}
     order = list(by_question)
+    read = {q: questions[q] for q in order}
     tries = [
-        question_tries(questions[q].prompt, [questions[q].answers[a] for a in numbers[q]], shared)
+        question_tries(read[q].prompt, [read[q].trained[a] for a in numbers[q]], shared)
         for q in order
     ]
     for group in micro_batches(tries, token_budget):
         answers = [(order[g], a) for g in group for a in numbers[order[g]]]
         place = {answer: i for i, answer in enumerate(answers)}
         members = [(order[g], k) for g in group for k in by_question[order[g]]]
+        fed = [trie for g in group for trie in tries[g]]
         yield PairBatch(
-            collate([trie for g in group for trie in tries[g]], shared),
+            collate(fed, shared),
             answers,
+            [(read[q].prompt, read[q].trained[a]) for q, a in answers],
             torch.tensor([place[q, 0] for q, _ in members]),
             torch.tensor([place[q, 1 + k] for q, k in members]),
+            sum(
+                2 * len(read[q].prompt) + len(read[q].chosen) + len(read[q].rejected[k])
+                for q, k in members
+            ),
+            sum(len(trie.tokens) for trie in fed),
         )
 
 
-def count_tokens(
-    questions: Sequence[EncodedQuestion], steps: Sequence[Sequence[Pair]], shared: bool = True
-) -> dict[str, int]:
-    """Count the tokens of these steps.
+def split_by_prompt(keys: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split question numbers into (training, held-out); the same prompt stays on one side.
 
-    `as_pairs`: each pair as two whole texts without padding; `as_tries`: what is fed here, in
-    tries or, unshared, in plain rows.
+    `keys` name the prompt of each question, without case, spacing and punctuation. Splitting pairs
+    instead would put nearly every held-out question's chosen answer into training.
+
+    Raises:
+        DataError: one of the sides would be empty.
     """
-    as_pairs = as_tries = 0
-    for pairs in steps:
-        for q, rejected in gather(pairs).items():
-            prompt, answers = questions[q].prompt, questions[q].trained
-            trained = [answers[0], *(answers[1 + k] for k in rejected)]
-            as_pairs += sum(2 * len(prompt) + len(trained[0]) + len(a) for a in trained[1:])
-            as_tries += sum(len(t.tokens) for t in question_tries(prompt, trained, shared))
-    return {"as_pairs": as_pairs, "as_tries": as_tries}
+    prompts = list(dict.fromkeys(keys))
+    held_out = round(len(prompts) * fraction)
+    if held_out >= len(prompts) or (fraction > 0 and held_out == 0):
+        raise DataError(
+            f"--eval-fraction {fraction} of {len(prompts)} questions leaves "
+            f"{len(prompts) - held_out} to train on and {held_out} to evaluate; "
+            "choose another fraction or bring more questions"
+        )
+    order = list(range(len(prompts)))
+    random.Random(f"split/{seed}").shuffle(order)
+    evaluated = {prompts[i] for i in order[:held_out]}
+    sides: tuple[list[int], list[int]] = ([], [])
+    for number, key in enumerate(keys):
+        sides[key in evaluated].append(number)
+    return sides

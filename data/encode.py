@@ -1,14 +1,30 @@
-"""Text -> token ids: the template, one BOS, the boundary, the stop token."""
+"""Text -> token ids: one BOS, the boundary, the stop token, the length policy."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypedDict
 
-from data.question import DataError, Preference
-from data.trees import Tokens
+import numpy as np
 
-PROMPT_FORMAT, ANSWER_FORMAT = "Question: {}\nAnswer:", " {}"
+from data.gather import Reading, Watch, loosely, text_key, unwatched
+from data.question import CUT, SAME_TOKENS, TOO_LONG, DataError, Note, Preference
+from data.table import ROWS_AT_ONCE, Table, as_notes, count_notes, key_of, write_rows
+from data.templates import Rendered, Template, control_tokens, render
+from data.trees import Tokens, fed_tokens
 
-Template = Literal["plain", "chat"]
+Truncate = Literal["drop", "prompt", "never"]
+
+
+class TextSettings(TypedDict):
+    """What of the settings decides the ids: the keywords of `encode`."""
+
+    template: Template
+    max_length: int | None
+    truncate: Truncate
+    prompt_format: str | None
+    answer_format: str | None
 
 
 class EncodedQuestion(NamedTuple):
@@ -31,11 +47,13 @@ class EncodedQuestion(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """The encoded questions and what happened on the way, for the plan to print."""
+    """The encoded questions and what happened on the way."""
 
-    questions: list[EncodedQuestion]
+    questions: Table[EncodedQuestion]
     boundary_merges: int  # answers whose first letters would have fused with the prompt's last
-    too_long: list[str]  # prompts left out, since a path was longer than allowed
+    unknown: int  # tokens that stand for text which the tokenizer cannot write
+    largest_id: int
+    notes: dict[str, tuple[int, list[str]]]  # what was left out or cut, how often, where
 
 
 def encode(
@@ -43,104 +61,232 @@ def encode(
     tokenizer: Any,
     template: Template = "plain",
     max_length: int | None = None,
+    truncate: Truncate = "drop",
+    prompt_format: str | None = None,
+    answer_format: str | None = None,
+    file: Path | None = None,
+    watch: Watch = unwatched,
 ) -> Encoding:
-    """Encode every question; answers are never cut, and a question too long is left out and named.
+    """Encode every question.
 
     The prompt's ids are the same for all answers of a question and start with exactly one BOS
     where the tokenizer defines one. An answer's ids are those it has in the whole text. Only where
     prompt and answer would fuse into one token at the boundary is it encoded alone, and counted.
 
+    Args:
+        preferences: what to encode.
+        tokenizer: the model's own.
+        template: `plain` or `chat`.
+        max_length: the longest path, in tokens, BOS and stop token included; None: any.
+        truncate: what becomes of a longer question. `drop` leaves it out with a note, `prompt` cuts
+            the beginning of its prompt behind BOS, `never` refuses. Answers are never cut.
+        prompt_format: of the plain template, `{}` is the text.
+        answer_format: likewise.
+        file: where the ids are kept, memory-mapped; None keeps them in memory.
+        watch: shows progress.
+
     Raises:
-        DataError: no stop token is known, text holds a control token of the chat template, the
-            best answer has the ids of an incorrect one, or every question is too long.
+        DataError: no stop token is known, the template refuses a conversation, or no question is
+            left.
     """
-    questions: list[EncodedQuestion] = []
-    too_long: list[str] = []
-    merges = 0
-    for preference in preferences:
-        prompt, texts, stop = _render(preference, tokenizer, template)
-        bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-        prompt_ids = _ids(tokenizer, prompt, template)
-        answers = []
-        for text in texts:
-            joint = _ids(tokenizer, prompt + text, template)
-            merged = joint[: len(prompt_ids)] != prompt_ids
-            merges += merged
-            ids = _ids(tokenizer, text, template) if merged else joint[len(prompt_ids) :]
-            answers.append((*ids, stop))
-        if answers[0] in answers[1 : 1 + len(preference.rejected)]:
-            raise DataError(
-                f"{preference.prompt!r}: the best answer and an incorrect one have the same tokens"
-            )
-        encoded = EncodedQuestion(
-            bos + prompt_ids,
-            answers[0],
-            tuple(answers[1 : 1 + len(preference.rejected)]),
-            tuple(answers[1 + len(preference.rejected) :]),
+    if file is not None and file.exists():
+        import datasets
+
+        rows = datasets.Dataset.from_file(str(file))
+    else:
+        formats = (prompt_format, answer_format)
+        encoded = _rows(preferences, tokenizer, template, formats, max_length, truncate, watch)
+        rows = write_rows(encoded, _features(), file)
+    columns = rows.data
+    pairs = columns.column("pairs").to_numpy()
+    if not pairs.any():
+        raise DataError(
+            f"every question is longer than --max-length {max_length} tokens; raise it"
+            if max_length
+            else "no question has a pair whose answers differ in their tokens"
         )
-        if max_length and len(encoded.prompt) + max(map(len, answers)) > max_length:
-            too_long.append(preference.prompt)
-        else:
-            questions.append(encoded)
-    if not questions:
-        raise DataError(f"every question is longer than --max-length {max_length} tokens; raise it")
-    return Encoding(questions, merges, too_long)
-
-
-def _ids(tokenizer: Any, text: str, template: Template) -> Tokens:
-    """Token ids without BOS. In plain text `<eos>` is five letters, never a control token."""
-    ids = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=template == "plain"
-    ).input_ids
-    return tuple(ids)
-
-
-def _render(
-    preference: Preference, tokenizer: Any, template: Template
-) -> tuple[str, list[str], int]:
-    """Return the prompt's text without BOS, each answer's without stop token, and the stop id."""
-    if template == "plain":
-        if tokenizer.eos_token_id is None:
-            raise DataError("the tokenizer defines no EOS token, so answers could not be ended")
-        texts = [ANSWER_FORMAT.format(a) for a in preference.answers]
-        return PROMPT_FORMAT.format(preference.prompt), texts, tokenizer.eos_token_id
-
-    if not tokenizer.chat_template:
-        raise DataError("--template chat: the tokenizer has no chat template; use --template plain")
-    added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    control = sorted({*tokenizer.all_special_tokens, *added})
-    for text in (preference.prompt, *preference.answers):
-        found = next((t for t in control if t in text), None)
-        if found:
-            raise DataError(
-                f"{preference.prompt!r}: the text holds the control token {found!r}, which the "
-                "chat template would obey; remove it or use --template plain"
-            )
-    user = {"role": "user", "content": preference.prompt}
-    prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-    texts = []
-    stop = ""
-    for answer in preference.answers:
-        turns = [user, {"role": "assistant", "content": answer}]
-        whole = tokenizer.apply_chat_template(turns, tokenize=False)
-        text, stop = _until_stop(whole.removeprefix(prompt), answer, control)
-        if not whole.startswith(prompt) or not stop:
-            raise DataError(
-                "--template chat: the tokenizer's template does not continue its own prompt, or "
-                "ends an answer without a control token; use --template plain"
-            )
-        texts.append(text)
-    return (
-        prompt.removeprefix(tokenizer.bos_token or ""),
-        texts,
-        tokenizer.convert_tokens_to_ids(stop),
+    return Encoding(
+        Table(rows, _as_encoded, np.flatnonzero(pairs)),
+        int(columns.column("merges").to_numpy().sum()),
+        int(columns.column("unknown").to_numpy().sum()),
+        int(columns.column("largest_id").to_numpy().max()),
+        count_notes(rows),
     )
 
 
-def _until_stop(rest: str, answer: str, control: Sequence[str]) -> tuple[str, str]:
-    """Split `answer<stop>...` into the text to score and the first control token after it."""
-    ends = [(rest.find(t), -len(t), t) for t in control if t in rest]
-    if not ends or answer.strip() not in rest:
-        return rest, ""
-    at, _, stop = min(ends)
-    return rest[:at], stop
+def encoding_file(
+    folder: Path, reading: Reading, tokenizer: Any, settings: TextSettings
+) -> Path | None:
+    """Return where the ids of a large source are kept: content, tokenizer and settings name it."""
+    if reading.small:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    how = backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))
+    digest = hashlib.sha256(f"{how} {tokenizer.chat_template}".encode()).hexdigest()
+    ids = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return folder / f"{key_of(reading.key, digest, ids, settings)}.tokens.arrow"
+
+
+def of_all_lengths(questions: Table[EncodedQuestion], count: int = 8) -> list[EncodedQuestion]:
+    """Return the longest question and others of lengths spread evenly over all."""
+    longest_first = np.argsort(-questions.column("length"), kind="stable")
+    count = min(count, len(longest_first))
+    return list(
+        questions.select([longest_first[i * len(questions) // count] for i in range(count)])
+    )
+
+
+def _rows(
+    preferences: Sequence[Preference],
+    tokenizer: Any,
+    template: Template,
+    formats: tuple[str | None, str | None],
+    max_length: int | None,
+    truncate: Truncate,
+    watch: Watch,
+) -> Iterator[dict[str, Any]]:
+    """Encode many questions at once, since the tokenizer works on a list in parallel."""
+    numbered = getattr(preferences, "rows", range(len(preferences)))
+    bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    items = iter(zip(numbered, watch(preferences, "Encoding", len(preferences)), strict=True))
+    while some := list(itertools.islice(items, ROWS_AT_ONCE)):
+        texts = [render(p, tokenizer, template, *formats) for _, p in some]
+        for (number, p), rendered, (prompt, answers, merges) in zip(
+            some, texts, _tokenize(texts, tokenizer, template), strict=True
+        ):
+            ended = [(*ids, rendered.stop) for ids in answers]
+            n = 1 + len(p.rejected)
+            rejected = tuple(a for a in ended[1:n] if a != ended[0])
+            notes = [Note(SAME_TOKENS, p.place)] * (n - 1 - len(rejected))
+            question = EncodedQuestion(bos + prompt, ended[0], rejected, tuple(ended[n:]))
+            longest = max(map(len, question.answers))
+            if max_length and len(question.prompt) + longest > max_length:
+                room = max_length - longest - len(bos)
+                if truncate == "never":
+                    raise DataError(
+                        f"{p.place or repr(p.prompt)}: {len(question.prompt) + longest} tokens, "
+                        f"more than --max-length {max_length}; raise it, or say --truncate drop "
+                        "or prompt"
+                    )
+                if truncate == "prompt" and room > 0:
+                    question = question._replace(prompt=bos + prompt[-room:])
+                    notes.append(Note(CUT, p.place))
+                else:
+                    question = question._replace(rejected=())
+                    notes.append(Note(TOO_LONG, f"{p.place} {p.prompt!r}".strip()[:120]))
+            ids = list(itertools.chain(question.prompt, *question.answers))
+            unknown = tokenizer.unk_token_id
+            yield {
+                **question._asdict(),
+                "row": number,
+                "key": text_key(loosely("\n".join([*(t.text for t in p.history), p.prompt]))),
+                "chosen_key": text_key(loosely(p.chosen)),
+                "pairs": len(question.rejected),
+                "length": len(question.prompt) + longest,
+                "as_pairs": sum(
+                    2 * len(question.prompt) + len(question.chosen) + len(a)
+                    for a in question.rejected
+                ),
+                "as_trees": len(question.prompt) + sum(map(len, question.trained)),
+                "as_tries": fed_tokens(question.prompt, question.trained),
+                "merges": merges,
+                "unknown": 0 if unknown is None else ids.count(unknown),
+                "largest_id": max(ids),
+                "notes": as_notes(notes),
+            }
+
+
+def _tokenize(
+    texts: Sequence[Rendered], tokenizer: Any, template: Template
+) -> Iterator[tuple[Tokens, list[Tokens], int]]:
+    """Yield (prompt, answers, boundary merges) of each, BOS and stop token aside.
+
+    In plain text `<eos>` is five letters. In a chat the template's control tokens are read as such,
+    and where people's text holds the name of one too, the text is cut at the template's own.
+    """
+    clean = [text for text in texts if not text.hidden]
+    whole = [t for text in clean for t in (text.prompt, *(text.prompt + a for a in text.answers))]
+    options = {"add_special_tokens": False, "split_special_tokens": template == "plain"}
+    ids = iter(tokenizer(whole, **options).input_ids if whole else ())
+    for text in texts:
+        if text.hidden:
+            prompt = _guarded(text.prompt, text.hidden, tokenizer)
+            joint = [_guarded(text.prompt + a, text.hidden, tokenizer) for a in text.answers]
+        else:
+            prompt = tuple(next(ids))
+            joint = [tuple(next(ids)) for _ in text.answers]
+        answers, merges = [], 0
+        for own, both in zip(text.answers, joint, strict=True):
+            fused = both[: len(prompt)] != prompt
+            merges += fused
+            answers.append(
+                _guarded(own, text.hidden, tokenizer, template) if fused else both[len(prompt) :]
+            )
+        yield prompt, answers, merges
+
+
+def _guarded(
+    text: str, hidden: dict[str, str], tokenizer: Any, template: Template = "chat"
+) -> Tokens:
+    """Tokenize a rendered text in which `hidden` letters stand for what people wrote.
+
+    Raises:
+        DataError: the tokenizer reads a name that people wrote as its control token in any case.
+    """
+    pieces, control = [text], control_tokens(tokenizer) if template == "chat" else ()
+    for token in control:
+        pieces = [
+            part
+            for piece in pieces
+            for part in ([piece] if piece in control else _cut(piece, token))
+        ]
+    ids: list[int] = []
+    for piece in pieces:
+        if piece in control:
+            ids.append(tokenizer.convert_tokens_to_ids(piece))
+        elif piece:
+            for letter, token in hidden.items():
+                piece = piece.replace(letter, token)
+            read = tokenizer(piece, add_special_tokens=False, split_special_tokens=True).input_ids
+            obeyed = set(read) & {tokenizer.convert_tokens_to_ids(t) for t in hidden.values()}
+            if obeyed:
+                named = tokenizer.convert_ids_to_tokens(sorted(obeyed))
+                raise DataError(
+                    f"{piece[:60]!r}: the tokenizer obeys {named[0]!r} even within text; remove it "
+                    "from the data or use --template plain"
+                )
+            ids += read
+    return tuple(ids)
+
+
+def _cut(text: str, token: str) -> Iterable[str]:
+    """Cut around every `token`: a<t>b -> a, <t>, b."""
+    first, *rest = text.split(token)
+    return [first, *(part for after in rest for part in (token, after))]
+
+
+def _as_encoded(row: dict[str, Any]) -> EncodedQuestion:
+    return EncodedQuestion(
+        tuple(row["prompt"]),
+        tuple(row["chosen"]),
+        tuple(map(tuple, row["rejected"])),
+        tuple(map(tuple, row["correct"])),
+    )
+
+
+def _features() -> dict[str, Any]:
+    from datasets import List, Value
+
+    ids, number = List(Value("int32")), Value("int64")
+    numbers = (
+        "row", "key", "chosen_key", "pairs", "length", "as_pairs", "as_trees", "as_tries",
+        "merges", "unknown", "largest_id",
+    )  # fmt: skip
+    return {
+        "prompt": ids,
+        "chosen": ids,
+        "rejected": List(ids),
+        "correct": List(ids),
+        **{name: number for name in numbers},
+        "notes": List({"reason": Value("string"), "place": Value("string")}),
+    }

@@ -1,57 +1,54 @@
-"""Any source of preferences -> `Preference`s; the held-out questions."""
+"""The data report as a command: `python -m data.preferences SOURCE --model MODEL`.
 
-import random
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeVar
+It reads a source and encodes it as a run with the same flags would, prints what it understood, and
+trains nothing.
+"""
 
-from data import truthfulqa
-from data.question import DataError, Preference
+import sys
 
+from data.batches import split_by_prompt
+from data.encode import encode, encoding_file
+from data.gather import load_preferences, read_preferences
+from data.question import DataError
+from data.report import examine
 
-def load_preferences(source: str, token: str | None = None) -> list[Preference]:
-    """Read `builtin`, `truthfulqa` (from the Hub) or the path of a CSV in TruthfulQA's columns.
-
-    Raises:
-        DataError: the source does not exist, cannot be read or holds a bad row.
-    """
-    if source == "builtin":
-        return truthfulqa.read_csv(truthfulqa.BUILTIN)
-    if source in ("truthfulqa", truthfulqa.HUB_ID):
-        return truthfulqa.read_hub(token)
-    return truthfulqa.read_csv(Path(source).expanduser())
+__all__ = ["load_preferences", "main"]
 
 
-def choose_source() -> tuple[str, str]:
-    """Return (source, why): TruthfulQA where the Hub answers within seconds, else `builtin`."""
-    if truthfulqa.hub_answers():
-        return "truthfulqa", "the Hub answers"
-    return "builtin", "the Hub does not answer"
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    # An entry point joins the rooms; `import data` must not.
+    import lora
+    from config import UsageError, parse
+    from console import print_rows, watch
+    from workspace import cache_folder, hub_token
+
+    flags = sys.argv[1:] if argv is None else argv
+    if flags and not flags[0].startswith("-"):
+        flags = ["--data", *flags]
+    try:
+        config = parse(flags, "python -m data.preferences SOURCE")
+        source = "builtin" if config.data == "auto" else config.data
+        model = "builtin" if config.model == "auto" else config.model
+        folder, token = cache_folder("data"), hub_token()
+        reading = read_preferences(source, config.columns, token, folder, watch)
+        tokenizer = lora.load_tokenizer(model, config.revision, token)
+        settings = config.text_settings(tokenizer)
+        file = encoding_file(folder, reading, tokenizer, settings)
+        encoding = encode(reading.preferences, tokenizer, **settings, file=file, watch=watch)
+        keys = encoding.questions.column("key").tolist()
+        split = split_by_prompt(keys, config.eval_fraction, config.seed)
+        print_rows(examine(source, reading, encoding, tokenizer, split, settings).lines)
+    except KeyboardInterrupt:
+        print("\npython -m data.preferences: interrupted", file=sys.stderr)
+        return 130
+    except (DataError, UsageError, lora.ModelError) as error:
+        if "--debug" in flags:
+            raise
+        print(f"python -m data.preferences: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
-Item = TypeVar("Item")
-
-
-def split_by_question(
-    questions: Sequence[Item], fraction: float, seed: int
-) -> tuple[list[Item], list[Item]]:
-    """Split into (training, held-out) questions; all answers of a question stay on one side.
-
-    Splitting pairs instead would put nearly every held-out question's chosen answer into training.
-
-    Raises:
-        DataError: one of the sides would be empty.
-    """
-    held_out = round(len(questions) * fraction)
-    if held_out >= len(questions) or (fraction > 0 and held_out == 0):
-        raise DataError(
-            f"--eval-fraction {fraction} of {len(questions)} questions leaves "
-            f"{len(questions) - held_out} to train on and {held_out} to evaluate; "
-            "choose another fraction or bring more questions"
-        )
-    order = list(range(len(questions)))
-    random.Random(f"split/{seed}").shuffle(order)
-    return (
-        [questions[i] for i in sorted(order[held_out:])],
-        [questions[i] for i in sorted(order[:held_out])],
-    )
+if __name__ == "__main__":
+    sys.exit(main())

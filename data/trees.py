@@ -15,6 +15,7 @@ token of a branch (`.`, `.` and `d` above) is predicted but never fed: nothing f
 Shape legend: B rows, L tokens in a row, E scored edges, A answers, N edges summed over answers.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
@@ -101,6 +102,19 @@ def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
     for i in reversed(range(1, len(tokens))):
         ends[parents[i]] = max(ends[parents[i]], ends[i])
     return Trie(tokens, depths, ends, edge_from, edge_token, paths)
+
+
+def fed_tokens(prompt: Tokens, answers: Sequence[Tokens]) -> int:
+    """Count the tokens that the trie of these answers feeds, without building it.
+
+    In sorted order an answer adds the edges behind what it shares with the one before. Every edge
+    becomes a node but the last of each branch, and a branch ends where the next answer leaves it.
+    """
+    ordered = sorted(set(answers))
+    shared = [common_prefix(a, b) for a, b in itertools.pairwise(ordered)]
+    edges = sum(map(len, ordered)) - sum(shared)
+    branches = 1 + sum(s < len(a) for s, a in zip(shared, ordered, strict=False))
+    return len(prompt) + edges - branches
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -10,9 +10,9 @@ from dpo.metrics import pair_columns, step_metrics
 from dpo.reference import (
     answer_key,
     base_fingerprint,
+    missing,
     read_cache,
     score_answers,
-    scores_of,
     scoring_batches,
     write_cache,
 )
@@ -32,11 +32,11 @@ __all__ = [
     "dpo_loss",
     "edge_logps",
     "evaluate",
+    "missing",
     "pair_columns",
     "read_cache",
     "schedule_factor",
     "score_answers",
-    "scores_of",
     "scoring_batches",
     "step_metrics",
     "write_cache",

@@ -5,20 +5,22 @@ computed before. A cache file holds the entries of one base model in one dtype.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from data.batches import micro_batches
-from data.encode import EncodedQuestion
 from data.trees import Tokens, TreeBatch, collate, question_tries
 from dpo.logps import answer_logps
 
+QUESTIONS_AT_ONCE = 4096
 Scores = Mapping[str, float]  # answer_key -> log pi(y|x), nats
 
 
@@ -27,9 +29,14 @@ def answer_key(prompt: Tokens, answer: Tokens) -> str:
     return hashlib.sha256(f"{prompt} {answer}".encode()).hexdigest()[:32]
 
 
-def scores_of(scores: Scores, question: EncodedQuestion) -> list[float]:
-    """Return the scores of the chosen and each rejected answer of a question."""
-    return [scores[answer_key(question.prompt, a)] for a in question.trained]
+def missing(
+    known: Scores, questions: Iterable[tuple[Tokens, Iterable[Tokens]]]
+) -> Iterator[tuple[Tokens, dict[str, Tokens]]]:
+    """Yield (prompt, {key: answer}) for each answer of the questions that `known` lacks."""
+    for prompt, answers in questions:
+        keyed = {answer_key(prompt, answer): answer for answer in answers}
+        if new := {key: answer for key, answer in keyed.items() if key not in known}:
+            yield prompt, new
 
 
 def scoring_batches(
@@ -37,8 +44,10 @@ def scoring_batches(
     questions: Iterable[tuple[Tokens, Iterable[Tokens]]],
     token_budget: int,
     shared: bool = True,
-) -> list[tuple[list[str], TreeBatch]]:
-    """Return (keys, batch) covering once each answer that `known` lacks, longest questions first.
+) -> Iterator[tuple[list[str], TreeBatch]]:
+    """Yield (keys, batch) covering once each answer that `known` lacks.
+
+    Some thousand questions are taken at once, the longest first, however many there are.
 
     Args:
         known: scores that need no second look.
@@ -46,27 +55,36 @@ def scoring_batches(
         token_budget: fed tokens in a batch.
         shared: False scores every answer as a plain row of its own.
     """
-    missing: dict[Tokens, dict[Tokens, str]] = {}
-    for prompt, answers in questions:
-        for answer in answers:
-            if (key := answer_key(prompt, answer)) not in known:
-                missing.setdefault(prompt, {})[answer] = key
-    prompts = list(missing)
-    tries = [question_tries(prompt, list(missing[prompt]), shared) for prompt in prompts]
-    return [
-        (
-            [key for q in group for key in missing[prompts[q]].values()],
-            collate([trie for q in group for trie in tries[q]], shared),
-        )
-        for group in micro_batches(tries, token_budget)
-    ]
+    unknown, seen = missing(known, questions), set[str]()
+    while some := list(itertools.islice(unknown, QUESTIONS_AT_ONCE)):
+        merged: dict[Tokens, dict[str, Tokens]] = {}
+        for prompt, answers in some:
+            new = {key: answer for key, answer in answers.items() if key not in seen}
+            merged.setdefault(prompt, {}).update(new)
+            seen.update(new)
+        asked = [(prompt, answers) for prompt, answers in merged.items() if answers]
+        tries = [question_tries(prompt, list(new.values()), shared) for prompt, new in asked]
+        for group in micro_batches(tries, token_budget):
+            keys = [key for q in group for key in asked[q][1]]
+            yield keys, collate([trie for q in group for trie in tries[q]], shared)
 
 
 @torch.no_grad()
-def score_answers(model: Any, batches: Iterable[tuple[list[str], TreeBatch]]) -> dict[str, float]:
-    """Return {key: log pi(y|x)} in nats for every answer of the batches."""
+def score_answers(
+    model: Any,
+    questions: Callable[[], Iterable[tuple[Tokens, Iterable[Tokens]]]],
+    token_budget: int,
+    shared: bool = True,
+    known: Scores = MappingProxyType({}),
+    watch: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, answers: batches,
+) -> dict[str, float]:
+    """Return {key: log pi(y|x)} in nats for every answer that `known` lacks.
+
+    `questions` is called twice: to count what `watch` shows the progress of, and to score.
+    """
+    total = sum(len(new) for _, new in missing(known, questions()))
     scores: dict[str, float] = {}
-    for keys, batch in batches:
+    for keys, batch in watch(scoring_batches(known, questions(), token_budget, shared), total):
         logps = answer_logps(model, batch.to(model.device))
         scores.update(zip(keys, logps.tolist(), strict=True))
     return scores

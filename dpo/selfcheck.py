@@ -31,28 +31,30 @@ class SelfCheck(NamedTuple):
 
 
 @torch.no_grad()
-def check_sharing(model: Any, questions: Sequence[EncodedQuestion], sample: int = 8) -> SelfCheck:
-    """Compare tries with plain rows on the longest question and on `sample - 1` others.
+def check_sharing(
+    model: Any, questions: Sequence[EncodedQuestion], largest_id: int = 0
+) -> SelfCheck:
+    """Compare tries with plain rows on these questions, a few of those to be trained on.
 
-    The longest path is the one that leaves a sliding window. Tries pass if the difference, averaged
-    over tokens and over the four longest answers of each question, is below the dtype's tolerance,
-    which lies above the rounding noise of a trained model.
+    `largest_id` is the largest token id of all the data.
+
+    The longest path, which should be among them, is the one that leaves a sliding window. Tries
+    pass if the difference, averaged over tokens and over the four longest answers of each question,
+    is below the dtype's tolerance, which lies above the rounding noise of a trained model.
 
     Raises:
         DataError: the questions hold token ids that the model has no embedding for.
         NumericError: the model's own scores are not finite.
     """
     known = model.get_input_embeddings().num_embeddings
-    largest = max(max(map(max, (q.prompt, *q.answers))) for q in questions)
+    largest = max(largest_id, *(max(map(max, (q.prompt, *q.answers))) for q in questions))
     if largest >= known:
         raise DataError(
             f"the tokenizer gives the id {largest} and the model embeds {known} tokens; this is "
             "not the model's own tokenizer"
         )
-    by_length = sorted(questions, key=lambda q: -len(q.prompt) - max(map(len, q.trained)))
-    size = min(sample, len(by_length))
     differences = []
-    for q in (by_length[i * len(by_length) // size] for i in range(size)):
+    for q in questions:
         answers = sorted(q.trained, key=len)[-4:]
         plain, tried = (
             collate(question_tries(q.prompt, answers, shared), shared).to(model.device)

@@ -8,7 +8,15 @@ from lora.adapter import (
     remove_lora,
     train_adapters,
 )
-from lora.base import GEMMA_TERMS, Base, choose_device, choose_dtype, choose_model, load_base
+from lora.base import (
+    GEMMA_TERMS,
+    Base,
+    choose_device,
+    choose_dtype,
+    choose_model,
+    load_base,
+    load_tokenizer,
+)
 from lora.layer import LoRALinear, ModelError
 from lora.merging import merge_lora, merge_rounding, merged_weight, save_merged
 from lora.peft_format import load_adapter, save_adapter
@@ -28,6 +36,7 @@ __all__ = [
     "choose_model",
     "load_adapter",
     "load_base",
+    "load_tokenizer",
     "lora_layers",
     "merge_lora",
     "merge_rounding",

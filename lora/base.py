@@ -4,7 +4,7 @@ Weights are read from safetensors only, and code that comes with a model never r
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,7 +144,29 @@ def load_base(
     return Base(model, tokenizer, str(folder) if local else name, revision)
 
 
-def model_folder(name: str, revision: str | None = None, token: str | None = None) -> Path:
+def load_tokenizer(name: str, revision: str | None = None, token: str | None = None) -> Any:
+    """Load a model's tokenizer without its weights.
+
+    Raises:
+        ModelError: as `load_base`.
+    """
+    from transformers import AutoTokenizer
+
+    files = FILES[1:]
+    folder = builtin_folder() if name == "builtin" else model_folder(name, revision, token, files)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"--model {name} has no tokenizer that can be read: {reason}") from error
+
+
+def model_folder(
+    name: str,
+    revision: str | None = None,
+    token: str | None = None,
+    files: Sequence[str] = FILES,
+) -> Path:
     """Return the local folder of a model, downloading it from the Hub if it is not one.
 
     Raises:
@@ -161,7 +183,7 @@ def model_folder(name: str, revision: str | None = None, token: str | None = Non
 
     try:
         return Path(
-            snapshot_download(name, revision=revision, token=token, allow_patterns=list(FILES))
+            snapshot_download(name, revision=revision, token=token, allow_patterns=list(files))
         )
     except hub.GatedRepoError:
         raise ModelError(

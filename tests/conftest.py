@@ -1,6 +1,9 @@
 """Small random models of real architectures, and a tokenizer trained on the spot."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -10,6 +13,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+ROOT = Path(__file__).parents[1]
 VOCABULARY = 97
 WINDOW = 6  # shorter than the paths of the tests, so that sliding windows matter
 
@@ -82,24 +86,42 @@ TEXT = [
 ]
 
 
-def small_tokenizer(bos="<s>", eos="</s>", pad="<pad>", **more):
-    """Byte-level BPE trained on a few sentences, with the special tokens asked for."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [t for t in (pad, bos, eos, "<turn>", "<end>") if t]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+def small_tokenizer(bos="<s>", eos="</s>", pad="<pad>", kind="bytes", **more):
+    """A tokenizer trained on a few sentences, with the special tokens asked for.
+
+    Kinds: `bytes` (GPT-2, Llama 3, Qwen), `metaspace` (SentencePiece: Llama 2, Mistral, with bytes
+    for what it does not know), `wordpiece` (BERT).
+    """
+    special = [t for t in (pad, bos, eos, "<unk>", "<turn>", "<end>") if t]
+    options = {"vocab_size": 400, "special_tokens": special, "show_progress": False}
+    if kind == "bytes":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **options)
+    elif kind == "metaspace":
+        tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+             decoders.Strip(" ", 1, 0)]
+        )  # fmt: skip
+        special += [f"<0x{byte:02X}>" for byte in range(256)]
+        options["special_tokens"] = special
+        trainer = trainers.BpeTrainer(**options)
+    else:
+        tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(**options)
     tokenizer.train_from_iterator(TEXT, trainer)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=bos,
         eos_token=eos,
         pad_token=pad,
+        unk_token=None if kind == "bytes" else "<unk>",
         additional_special_tokens=["<turn>", "<end>"],
         **more,
     )
@@ -139,3 +161,24 @@ def questions_csv(tmp_path):
     path = tmp_path / "questions.csv"
     path.write_text(QUESTIONS_CSV, encoding="utf-8")
     return path
+
+
+def python_process(folder, argv, endpoint="http://127.0.0.1:1", **environment):
+    """Run Python in `folder` with this project on its path, against a Hub of ours or none."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "ACCESS_TOKEN"))}
+    return subprocess.run(
+        [sys.executable, *argv],
+        env=clean
+        | {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(folder / "hf"),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "PYTHONPATH": str(ROOT),
+        }
+        | environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )

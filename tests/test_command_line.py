@@ -1,20 +1,14 @@
 """The command line as people meet it: wrong flags, the Hub, Ctrl-C, a second run."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import QUESTIONS_CSV
+from conftest import QUESTIONS_CSV, ROOT, python_process
 from hub import hub
 
 import train
 from config import Config, UsageError, parse
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -150,13 +144,7 @@ def program(tmp_path, model_folder):
     """Run train.py as a process of its own, against a Hub of ours or none."""
 
     def program(*argv, endpoint="http://127.0.0.1:1", **environment):
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "ACCESS_TOKEN"))}
-        return subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *argv],
-            env=clean | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"),
-                         "XDG_CACHE_HOME": str(tmp_path / "cache")} | environment,
-            cwd=tmp_path, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        return python_process(tmp_path, [str(ROOT / "train.py"), *argv], endpoint, **environment)
 
     return program
 
@@ -203,7 +191,7 @@ def test_model_and_questions_come_from_the_hub(program, model_folder, truthfulqa
         )
     assert done.returncode == 0, done.stderr
     assert "Data: truthfulqa, since the Hub answers" in done.stdout
-    assert "5 questions, 1 of them held out" in done.stdout
+    assert "5 questions, 13 pairs" in done.stdout
     assert any("model.safetensors" in line for line in log)
     config = yaml.safe_load((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/small" and config["revision"] == "main"

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.batches import count_tokens, epoch_order, micro_batches, optimizer_steps, step_batches
+from data.batches import Steps, epoch_order, micro_batches, split_by_prompt, step_batches
 from data.encode import EncodedQuestion
+from data.question import DataError
 from data.trees import build_trie
 
 
@@ -15,16 +16,30 @@ def question(number, rejected):
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=12), st.integers(0, 99), st.booleans())
 def test_every_pair_is_seen_exactly_once_an_epoch(sizes, seed, by_question):
-    questions = [question(i, k) for i, k in enumerate(sizes)]
-    order = epoch_order(questions, seed, 0, "questions" if by_question else "pairs")
+    shuffle = "questions" if by_question else "pairs"
+    order = epoch_order(sizes, seed, 0, shuffle)
     assert sorted(order) == [(q, k) for q, size in enumerate(sizes) for k in range(size)]
-    steps = optimizer_steps(order, 4)
+    steps = list(Steps(sizes, 4, 1, seed, shuffle).from_step())
     assert [p for step in steps for p in step] == order  # the last partial step is kept
     assert all(len(step) == 4 for step in steps[:-1]) and 1 <= len(steps[-1]) <= 4
 
 
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=6),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.one_of(st.none(), st.integers(1, 20)),
+)
+def test_the_order_goes_on_from_any_step_as_if_it_had_never_stopped(counts, n, epochs, limit):
+    steps = Steps(counts, n, epochs, 7, "pairs", limit)
+    whole = list(steps.from_step())
+    assert len(whole) == steps.total and sum(map(len, whole)) == steps.pairs
+    for first in range(len(whole) + 1):
+        assert list(steps.from_step(first)) == whole[first:]
+
+
 def test_the_order_is_a_function_of_seed_and_epoch():
-    questions = [question(i, 3) for i in range(20)]
+    questions = [3] * 20
     for shuffle in ("questions", "pairs"):
         assert epoch_order(questions, 7, 1, shuffle) == epoch_order(questions, 7, 1, shuffle)
         assert epoch_order(questions, 7, 1, shuffle) != epoch_order(questions, 7, 2, shuffle)
@@ -32,7 +47,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 
 def test_shuffling_questions_keeps_their_pairs_together():
-    order = epoch_order([question(i, 3) for i in range(9)], 0, 0, "questions")
+    order = epoch_order([3] * 9, 0, 0, "questions")
     assert [k for _, k in order] == [0, 1, 2] * 9
 
 
@@ -41,10 +56,13 @@ def test_shuffling_questions_keeps_their_pairs_together():
 @pytest.mark.parametrize("shuffle", ["questions", "pairs"])
 def test_a_step_scores_each_of_its_pairs_once_under_any_plan(shared, budget, shuffle):
     questions = [question(i, k) for i, k in enumerate([3, 1, 4])]
-    pairs = epoch_order(questions, 0, 0, shuffle)
+    pairs = epoch_order([3, 1, 4], 0, 0, shuffle)
     seen = []
     for batch in step_batches(questions, pairs, budget, shared):
         assert batch.trees.answers == len(batch.answers)
+        assert batch.ids == [
+            (questions[q].prompt, questions[q].answers[a]) for q, a in batch.answers
+        ]
         for c, r in zip(batch.chosen.tolist(), batch.rejected.tolist(), strict=True):
             (q, zero), (same, k) = batch.answers[c], batch.answers[r]
             assert (same, zero) == (q, 0)
@@ -65,10 +83,14 @@ def test_tokens_are_counted_over_the_steps_by_hand():
     (Q : a b c); as plain rows (Q : a b), (Q : a), (Q : c).
     """
     questions = [EncodedQuestion((1, 2), (3, 4, 7), ((3, 7), (5, 6)))]
-    pairs = [(0, 0), (0, 1)]
-    assert count_tokens(questions, [pairs]) == {"as_pairs": 18, "as_tries": 5}
-    assert count_tokens(questions, [pairs[:1], pairs[1:]]) == {"as_pairs": 18, "as_tries": 4 + 5}
-    assert count_tokens(questions, [pairs], shared=False) == {"as_pairs": 18, "as_tries": 4 + 3 + 3}
+
+    def count(pairs, shared=True):
+        batches = list(step_batches(questions, pairs, 1000, shared))
+        return sum(b.as_pairs for b in batches), sum(b.fed for b in batches)
+
+    assert count([(0, 0), (0, 1)]) == (18, 5)
+    assert [count([(0, 0)]), count([(0, 1)])] == [(5 + 4, 4), (5 + 4, 5)]
+    assert count([(0, 0), (0, 1)], shared=False) == (18, 4 + 3 + 3)
 
 
 def test_micro_batches_respect_the_budget_and_keep_a_question_whole():
@@ -76,3 +98,21 @@ def test_micro_batches_respect_the_budget_and_keep_a_question_whole():
     tries = [[build_trie(tuple(range(1, n + 1)), [(1,)])] for n in lengths]
     groups = list(micro_batches(tries, 10))
     assert groups == [[4], [2], [0, 3], [1]]  # 20 alone; 9; 5 + 4; 3
+
+
+def test_held_out_prompts_are_disjoint_from_training_and_depend_on_the_seed():
+    keys = list(range(100))
+    train, held_out = split_by_prompt(keys, 0.2, seed=0)
+    assert len(held_out) == 20 and sorted(train + held_out) == keys
+    assert split_by_prompt(keys, 0.2, seed=0) == (train, held_out)
+    assert split_by_prompt(keys, 0.2, seed=1) != (train, held_out)
+    with pytest.raises(DataError, match="--eval-fraction"):
+        split_by_prompt([1, 2], 0.1, seed=0)
+
+
+def test_questions_with_the_same_prompt_stay_on_one_side():
+    keys = [number % 10 for number in range(40)]
+    for seed in range(5):
+        train, held_out = split_by_prompt(keys, 0.3, seed)
+        assert len(held_out) == 12
+        assert not {keys[i] for i in train} & {keys[i] for i in held_out}

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.trees import ancestor_mask, build_trie, collate, question_tries
+from data.trees import ancestor_mask, build_trie, collate, fed_tokens, question_tries
 
 # The example of the module's docstring: Q=1 :=2 a=3 b=4 c=5 d=6 .=7
 PROMPT, ANSWERS = (1, 2), [(3, 4, 7), (3, 7), (5, 6)]
@@ -20,6 +20,12 @@ def test_the_example_of_the_docstring_by_hand():
     assert trie.edge_token == [3, 4, 7, 7, 5, 6]
     assert trie.edge_from == [1, 2, 3, 2, 1, 4]
     assert trie.paths == [[0, 1, 2], [0, 3], [4, 5]]
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=8))
+def test_fed_tokens_are_counted_without_building_the_trie(answers):
+    answers = [tuple(answer) for answer in answers]
+    assert fed_tokens(PROMPT, answers) == len(build_trie(PROMPT, answers).tokens)
 
 
 def test_the_mask_of_the_example_by_hand():

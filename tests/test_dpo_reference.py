@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import randomise, small_model
 
-from data import EncodedQuestion, TreeBatch, epoch_order, optimizer_steps, step_batches
+from data import EncodedQuestion, Steps, TreeBatch, step_batches
 from dpo import (
     answer_key,
     answer_logps,
@@ -16,7 +16,6 @@ from dpo import (
     pair_columns,
     read_cache,
     score_answers,
-    scores_of,
     scoring_batches,
     step_metrics,
     write_cache,
@@ -32,7 +31,7 @@ WANTED = [(q.prompt, q.answers) for q in QUESTIONS]
 
 
 def score_all(model, budget=64, shared=True):
-    return score_answers(model, scoring_batches({}, WANTED, budget, shared))
+    return score_answers(model, lambda: WANTED, budget, shared)
 
 
 @torch.no_grad()
@@ -52,10 +51,19 @@ def test_every_distinct_answer_is_scored_once_and_by_its_own_name(budget, shared
 
 def test_what_is_known_is_not_scored_again():
     scores = score_all(small_model())
-    assert scoring_batches(scores, WANTED, 64) == []
+    assert list(scoring_batches(scores, WANTED, 64)) == []
     missing = dict(list(scores.items())[1:])
     ((keys, _),) = scoring_batches(missing, WANTED, 64)
     assert keys == [next(iter(scores))]
+
+
+def test_more_questions_than_are_taken_at_once_are_scored_the_same(monkeypatch):
+    whole = score_all(small_model())
+    monkeypatch.setattr("dpo.reference.QUESTIONS_AT_ONCE", 2)
+    batches = list(scoring_batches({}, WANTED * 2, 4096))
+    keys = [key for keys, _ in batches for key in keys]
+    assert len(batches) == 4 and sorted(keys) == sorted(whole)  # the repeated ones only once
+    assert score_all(small_model()) == pytest.approx(whole, rel=1e-5)
 
 
 def test_two_reference_passes_are_equal_although_dropout_is_on_in_training():
@@ -93,7 +101,7 @@ def test_another_split_seed_learning_rate_or_rank_hits(tmp_path):
     write_cache(file, scores)
     known = read_cache(file)
     assert known == scores  # floats survive the file bit for bit
-    assert scoring_batches(known, list(reversed(WANTED)), 8) == []
+    assert list(scoring_batches(known, list(reversed(WANTED)), 8)) == []
     assert [p.name for p in file.parent.iterdir()] == ["base.json"]
 
 
@@ -110,15 +118,14 @@ def test_a_damaged_cache_knows_nothing(tmp_path, text):
 def test_at_step_0_of_a_shuffled_run_rewards_are_0_and_the_loss_is_ln_2(shuffle, budget):
     model = small_model()
     scores = score_all(model)
-    reference = [scores_of(scores, q) for q in QUESTIONS]
-    assert len({round(s, 3) for row in reference for s in row}) > 10  # misplaced ones would show
+    assert len({round(s, 3) for s in scores.values()}) > 10  # misplaced ones would show
     add_lora(model, rank=2, alpha=4)
-    pairs = optimizer_steps(epoch_order(QUESTIONS, 3, 0, shuffle), 8)[0]
+    pairs = next(Steps([len(q.rejected) for q in QUESTIONS], 8, 1, 3, shuffle).from_step())
     columns = []
     for batch in step_batches(QUESTIONS, pairs, budget):
         assert isinstance(batch.trees, TreeBatch)
         logps = answer_logps(model, batch.trees)
-        anchors = torch.tensor([reference[q][a] for q, a in batch.answers])
+        anchors = torch.tensor([scores[answer_key(*ids)] for ids in batch.ids])
         chosen, rejected = batch.chosen, batch.rejected
         result = dpo_loss(logps[chosen], logps[rejected], anchors[chosen], anchors[rejected])
         columns.append(pair_columns(result, logps[chosen], logps[rejected]))

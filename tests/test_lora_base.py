@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import small_tokenizer
 
-from data import EncodedQuestion, encode, load_preferences
+from data import EncodedQuestion, encode, load_preferences, of_all_lengths
 from dpo import check_sharing
 from lora import ModelError, choose_device, choose_dtype, choose_model, load_base
 from lora.base import builtin_folder
@@ -41,8 +41,8 @@ def test_the_built_in_model_is_frozen_tied_and_can_be_saved(gemma, tmp_path):
 
 def test_the_built_in_model_reads_tries_of_the_built_in_questions(gemma):
     encoding = encode(load_preferences("builtin")[:20], gemma.tokenizer)
-    assert encoding.boundary_merges == 0 and not encoding.too_long
-    check = check_sharing(gemma.model, encoding.questions)
+    assert encoding.boundary_merges == 0 and not encoding.notes
+    check = check_sharing(gemma.model, of_all_lengths(encoding.questions))
     assert check.shared, check.reason
 
 

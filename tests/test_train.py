@@ -20,7 +20,7 @@ from lora import ModelError, load_adapter, lora_layers
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path_factory, monkeypatch):
     cache = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(train, "user_cache_path", lambda name: cache / name)
+    monkeypatch.setattr(train, "cache_folder", lambda name: cache / name)
     return cache
 
 
@@ -245,16 +245,20 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_applied(
 
 def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(run, monkeypatch, capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(train, "user_cache_path", lambda name: tmp_path / "file" / name)
+    monkeypatch.setattr(train, "cache_folder", lambda name: tmp_path / "file" / name)
     assert (run("out", max_steps=1) / "summary.json").exists()
     assert "The reference is not cached" in capsys.readouterr().out
 
 
 def test_few_steps_score_the_reference_of_their_questions_alone(run, monkeypatch):
     scored = []
-    real = train.dpo.scoring_batches
+    real = train.dpo.score_answers
     monkeypatch.setattr(
-        train.dpo, "scoring_batches", lambda k, w, *a: scored.append(len(w)) or real(k, w, *a)
+        train.dpo,
+        "score_answers",
+        lambda model, wanted, *a, **k: (
+            scored.append(len(list(wanted()))) or real(model, wanted, *a, **k)
+        ),
     )
     run("out", max_steps=1, batch_size=1, grad_accum=1)
     assert scored == [2, 1]  # one question held out and one trained; then the held-out one again

@@ -1,0 +1,238 @@
+"""Rows -> questions: rows with the same prompt meet, and what they disagree on is settled."""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.columns import Parsed, describe, parse_row, recognise
+from data.question import (
+    CONTRADICTED,
+    NO_PAIR,
+    ON_BOTH_SIDES,
+    REPEATED,
+    SAME_AS_CHOSEN,
+    DataError,
+    Note,
+    Preference,
+    Turn,
+)
+from data.sources import TRUTHFULQA, Source, hub_answers, open_source
+from data.table import (
+    SMALL,
+    Table,
+    as_notes,
+    count_notes,
+    key_of,
+    text_features,
+    write_rows,
+)
+
+Watch = Callable[[Iterable[Any], str, int | None], Iterable[Any]]  # (items, label, how many)
+
+
+def unwatched(items: Iterable[Any], label: str, total: int | None) -> Iterable[Any]:
+    """Show no progress."""
+    return items
+
+
+class Reading(NamedTuple):
+    """A source as it was understood."""
+
+    preferences: Table[Preference]
+    columns: str  # which column was read as what
+    key: str  # changes when the source or its reading does
+    small: bool
+
+
+def load_preferences(
+    source: str, columns: str | None = None, token: str | None = None
+) -> list[Preference]:
+    """Read every preference of a source into a list; `read_preferences` does it at any size.
+
+    Args:
+        source: `builtin`, `truthfulqa`, a CSV, JSON, JSONL or Parquet file, a `save_to_disk`
+            folder, or a Hub data set `owner/name[:config[:split]]`.
+        columns: `prompt=...,chosen=...,rejected=...` where the names do not tell.
+        token: for private data sets.
+
+    Raises:
+        DataError: the source does not exist, cannot be read, or holds a row that is no preference.
+    """
+    return list(read_preferences(source, columns, token).preferences)
+
+
+def read_preferences(
+    source: str,
+    columns: str | None = None,
+    token: str | None = None,
+    folder: Path | None = None,
+    watch: Watch = unwatched,
+) -> Reading:
+    """Read a source as `load_preferences` does; a large one is kept in `folder`, memory-mapped.
+
+    Raises:
+        DataError: as `load_preferences`.
+    """
+    opened = open_source(source, token)
+    read = recognise(opened.columns, columns, source)
+    key = key_of(opened.key, read)
+    small = folder is None or opened.size < SMALL
+    file = None if small or folder is None else folder / f"{key}.questions.arrow"
+    if file is not None and file.exists():
+        import datasets
+
+        questions = datasets.Dataset.from_file(str(file))
+    else:
+        first = file and file.with_suffix(f".rows.{key}")
+        rows = write_rows(_parsed(opened, read, watch), text_features(), first)
+        questions = write_rows(_settled(rows, watch), text_features(), file)
+        if first:
+            first.unlink()
+    kept = np.flatnonzero(_lengths(questions, "rejected"))
+    if not len(kept):
+        left = "; ".join(f"{n} {reason}" for reason, (n, _) in count_notes(questions).items())
+        raise DataError(f"{source} holds no question{f' to train on: {left}' if left else ''}")
+    table = Table(questions, as_preference, kept)
+    return Reading(table, describe(read, opened.columns), key, small)
+
+
+def choose_source() -> tuple[str, str]:
+    """Return (source, why): TruthfulQA where the Hub answers within seconds, else `builtin`."""
+    if hub_answers(TRUTHFULQA):
+        return "truthfulqa", "the Hub answers"
+    return "builtin", "the Hub does not answer"
+
+
+def as_preference(row: dict[str, Any]) -> Preference:
+    """Return a row of the table as the preference that it keeps."""
+    return Preference(
+        row["prompt"],
+        row["chosen"],
+        tuple(row["rejected"]),
+        tuple(row["correct"]),
+        row["category"],
+        tuple(Turn(t["role"], t["text"]) for t in row["history"]),
+        row["verbatim"],
+        row["place"],
+    )
+
+
+def settle(rows: Sequence[Preference]) -> list[Parsed]:
+    """Turn all rows of one prompt into its questions: one for each chosen answer.
+
+    A rejected answer equal to the chosen one says nothing, and is left out. A pair that came before
+    counts once. Two rows that prefer the same two answers either way contradict each other, and
+    neither pair is kept. A question without a pair left is left out, with its notes. An answer that
+    stands among the correct and the rejected ones, as two of TruthfulQA's do, is trained against.
+    """
+    pairs = {(p.chosen, r) for p in rows for r in p.rejected}
+    notes: dict[str, list[Note]] = {}
+    rejected: dict[str, dict[str, None]] = {}  # in the order of their first appearance
+    correct: dict[str, dict[str, None]] = {}
+    for p in rows:
+        noted = notes.setdefault(p.chosen, [])
+        known = rejected.setdefault(p.chosen, {})
+        correct.setdefault(p.chosen, {}).update(
+            dict.fromkeys(a for a in p.correct if a != p.chosen)
+        )
+        for answer in p.rejected:
+            if answer == p.chosen:
+                noted.append(Note(SAME_AS_CHOSEN, p.place))
+            elif (answer, p.chosen) in pairs:
+                noted.append(Note(CONTRADICTED, p.place))
+            elif answer in known:
+                noted.append(Note(REPEATED, p.place))
+            else:
+                known[answer] = None
+    settled: list[Parsed] = []
+    firsts: dict[str, Preference] = {}
+    for p in rows:
+        firsts.setdefault(p.chosen, p)
+    for first in firsts.values():
+        known, noted = rejected[first.chosen], notes[first.chosen]
+        noted += [Note(ON_BOTH_SIDES, first.place) for a in correct[first.chosen] if a in known]
+        if not known:
+            noted.append(Note(NO_PAIR, first.place))
+        settled.append((
+            Preference(
+                first.prompt,
+                first.chosen,
+                tuple(known),
+                tuple(correct[first.chosen]),
+                next((p.category for p in rows if p.category), ""),
+                first.history,
+                first.verbatim,
+                first.place,
+            ),
+            noted,
+        ))  # fmt: skip
+    return settled
+
+
+def _parsed(opened: Source, columns: dict[str, str], watch: Watch) -> Iterator[dict[str, Any]]:
+    for place, row in watch(opened.rows(), "Reading rows", None):
+        yield _row(*parse_row(place, row, columns), place)
+
+
+def _settled(rows: Any, watch: Watch) -> Iterator[dict[str, Any]]:
+    """Yield the questions of every prompt, and each row that has none as it is."""
+    everything: Table[dict[str, Any]] = Table(rows, dict)
+    keys = everything.column("prompt_key")
+    # stable sorting brings the rows of a prompt together; a group stands where its first row stood
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))  # keys are not negative
+    groups = sorted(np.split(order, starts[1:]), key=lambda group: int(group[0]))
+    in_order = iter(everything.select(np.concatenate(groups)) if groups else ())
+    together = (list(itertools.islice(in_order, len(group))) for group in groups)
+    for group in watch(together, "Gathering questions", len(groups)):
+        noted = [note for row in group for note in row["notes"]]
+        same: dict[Any, list[Preference]] = {}  # by the text itself: a key might collide
+        for p in map(as_preference, group):
+            if p.prompt:
+                same.setdefault((p.history, p.prompt), []).append(p)
+        settled = [one for rows in same.values() for one in settle(rows)]
+        for preference, notes in settled or [(None, [])]:
+            row = _row(preference, notes, group[0]["place"])
+            yield {**row, "notes": [*noted, *row["notes"]]}
+            noted = []
+
+
+def _row(preference: Preference | None, notes: Iterable[Note], place: str) -> dict[str, Any]:
+    p = preference or Preference("", "", (), place=place)
+    said = "\n".join([*(turn.text for turn in p.history), p.prompt])
+    return {
+        "prompt": p.prompt,
+        "chosen": p.chosen,
+        "rejected": list(p.rejected),
+        "correct": list(p.correct),
+        "category": p.category,
+        "history": [turn._asdict() for turn in p.history],
+        "verbatim": p.verbatim,
+        "place": p.place,
+        "prompt_key": text_key("\n".join([*(turn.role for turn in p.history), said]) or place),
+        "loose_key": text_key(loosely(said)),
+        "notes": as_notes(notes),
+    }
+
+
+def loosely(text: str) -> str:
+    """Return the words alone: texts that differ in case, spacing or punctuation are equal."""
+    return " ".join(re.findall(r"\w+", text.casefold())) or text
+
+
+def text_key(text: str) -> int:
+    """Return 63 bits that name a text."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def _lengths(dataset: Any, column: str) -> Any:
+    """Return how many items the list of each row has."""
+    import pyarrow.compute as compute
+
+    return compute.list_value_length(dataset.data.column(column)).to_numpy()

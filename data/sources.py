@@ -1,0 +1,253 @@
+"""Where rows come from: the Hub, a file, a folder -> (place, row) one by one, in bounded memory.
+
+Parquet, `save_to_disk` folders and the Hub are read by `datasets`. CSV and JSON are read by the
+standard library, since the readers of `datasets` guess types: an answer "None" becomes a null, a
+column of years numbers, a date in JSON a timestamp, and their errors name no line.
+"""
+
+import csv
+import hashlib
+import http.client
+import json
+import os
+import re
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.question import DataError
+
+BUILTIN = Path(__file__).with_name("misconceptions.csv")
+TRUTHFULQA = "truthfulqa/truthful_qa"
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+
+Row = dict[str, Any]
+csv.field_size_limit(sys.maxsize)  # an answer may be longer than the module's 128 KiB
+
+
+class Source(NamedTuple):
+    """Rows that can be read again and again."""
+
+    columns: list[str]
+    rows: Callable[[], Iterator[tuple[str, Row]]]  # (place, row)
+    size: int  # bytes
+    key: str  # changes when the content does
+
+
+def open_source(source: str, token: str | None = None) -> Source:
+    """Open `builtin`, `truthfulqa`, a file, a `save_to_disk` folder or a Hub id.
+
+    A Hub id is `owner/name`, `owner/name:config`, `owner/name:config:split` or
+    `owner/name::split`. Without a split it is the only one, or `train`.
+
+    Raises:
+        DataError: there is no such source, or it cannot be read; rows complain as they are read.
+    """
+    if source == "builtin":
+        return _file(BUILTIN)
+    if source in ("truthfulqa", TRUTHFULQA):
+        return _hub(f"{TRUTHFULQA}:generation:validation", token)
+    path = Path(source).expanduser()
+    try:
+        if path.is_dir():
+            return _folder(path)
+        if path.exists():
+            return _file(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    if path.suffix.lower() not in SUFFIXES and re.fullmatch(r"[\w.-]+/[\w.-]+(:[^/]*)*", source):
+        return _hub(source, token)
+    raise DataError(
+        f"there is no file {path}; --data takes 'builtin', 'truthfulqa', a file ("
+        f"{', '.join(SUFFIXES)}), a folder of save_to_disk, or a data set of the Hub (owner/name)"
+    )
+
+
+def hub_answers(name: str = TRUTHFULQA, token: str | None = None, seconds: float = 3.0) -> bool:
+    """Ask the Hub for a data set's page, once, without the retries of a real download."""
+    if _offline():
+        return False
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        request = urllib.request.Request(f"{endpoint}/api/datasets/{name}", headers=headers)
+        with urllib.request.urlopen(request, timeout=seconds) as page:
+            return bool(page.status == 200)
+    except urllib.error.HTTPError:
+        return name != TRUTHFULQA  # it answers: what it has to say is better said by the download
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off")
+
+
+def _file(path: Path) -> Source:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _dataset(path.name, str(path), lambda datasets: datasets.Dataset.from_parquet(
+            str(path), split="train"))  # fmt: skip
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path}: rows are read from {', '.join(SUFFIXES)}; convert it to one")
+    lines = _csv if suffix in (".csv", ".tsv") else _json
+
+    def rows() -> Iterator[tuple[str, Row]]:
+        try:
+            yield from lines(path)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path} is no UTF-8 text (byte {error.start} of a block); save it as UTF-8"
+            ) from error
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+    with path.open("rb") as file:
+        key = hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.stat().st_size:
+        raise DataError(f"{path} is empty; it needs rows")
+    if lines is _csv:
+        columns = _header(path)
+    else:  # the first rows tell; one that lacks a column complains itself
+        first = (row for row, _ in zip(rows(), range(100), strict=False))
+        columns = list(dict.fromkeys(name for _, row in first for name in row))
+    return Source(columns, rows, path.stat().st_size, key)
+
+
+def _header(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            names: list[str] = next(_reader(path, file), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a UTF-8 CSV: {error}") from error
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{path}, line 1: two columns are called {repeated!r}; rename one")
+    return names
+
+
+def _reader(path: Path, file: Any) -> Any:
+    return csv.reader(file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Row]]:
+    """Every record of a CSV, under the line that it ends on."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = _reader(path, file)
+        try:
+            names = next(reader)
+            for cells in reader:
+                place = f"{path}, line {reader.line_num}"
+                if cells and len(cells) != len(names):
+                    raise DataError(
+                        f"{place}: {len(cells)} cells under {len(names)} columns "
+                        f"({', '.join(map(repr, names))}); quote commas, fill missing cells"
+                    )
+                if any("\0" in cell for cell in cells):
+                    raise DataError(f"{place}: a NUL byte, which text has none of; save as UTF-8")
+                if cells:
+                    yield place, dict(zip(names, cells, strict=True))
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, line {reader.line_num}: not a valid CSV ({error}); check the quotes"
+            ) from error
+
+
+def _json(path: Path) -> Iterator[tuple[str, Row]]:
+    """Every object of a JSON list, or of a file that holds one object a line."""
+    with path.open(encoding="utf-8-sig") as file:
+        start = file.read(4096).lstrip()[:1]
+        file.seek(0)
+        if start == "[":
+            values = _loads(file.read(), f"{path}")
+            numbered = ((f"{path}, row {i}", value) for i, value in enumerate(values, start=1))
+        else:
+            numbered = (
+                (f"{path}, line {i}", _loads(line, f"{path}, line {i}"))
+                for i, line in enumerate(file, start=1)
+                if line.strip()
+            )
+        for place, value in numbered:
+            if not isinstance(value, dict):
+                raise DataError(f"{place}: {_short(value)} is no object; rows look like {{...}}")
+            yield place, value
+
+
+def _loads(text: str, place: str) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> Row:
+        names = [name for name, _ in pairs]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"{place}: the name {repeated!r} comes twice in one object; drop one")
+        return dict(pairs)
+
+    try:
+        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=unique)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{place}: not valid JSON ({error})") from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _folder(path: Path) -> Source:
+    parts = sorted(p.parent.name for p in path.glob("*/state.json"))
+    if parts and not (path / "state.json").exists():
+        named = ", ".join(str(path / p) for p in parts)
+        if len(parts) > 1:
+            raise DataError(f"{path} holds several splits; name one of them: {named}")
+        path = path / parts[0]
+    if not (path / "state.json").exists():
+        raise DataError(
+            f"{path} cannot be read: a folder must come from save_to_disk of the datasets library; "
+            "name a file otherwise"
+        )
+    return _dataset(str(path), str(path), lambda datasets: datasets.load_from_disk(str(path)))
+
+
+def _hub(source: str, token: str | None) -> Source:
+    name, config, split, *rest = [*source.split(":"), "", ""]
+    if rest[2:]:
+        raise DataError(f"--data {source}: the form is owner/name:config:split")
+    if not _offline() and not hub_answers(name, token):
+        raise DataError(
+            f"the Hub does not answer for the data set {name}; check the network, set "
+            "HF_HUB_OFFLINE=1 to use a copy downloaded before, or use --data builtin or FILE.csv"
+        )
+
+    def load(datasets: Any) -> Any:
+        found = datasets.load_dataset(name, config or None, split=split or None, token=token)
+        if not isinstance(found, dict):
+            return found
+        only = next(iter(found)) if len(found) == 1 else "train"
+        if only not in found:
+            named = ", ".join(f"{name}:{config}:{s}" for s in found)
+            raise DataError(f"--data {source}: the data set has several splits; name one: {named}")
+        return found[only]
+
+    return _dataset(name, f"the data set {source} of the Hub", load)
+
+
+def _dataset(name: str, described: str, load: Callable[[Any], Any]) -> Source:
+    """Rows of a memory-mapped `datasets.Dataset`."""
+    import datasets  # a slow import that CSV and JSON do not need before they are stored
+    import pyarrow
+
+    datasets.disable_progress_bars()
+    try:
+        dataset = load(datasets)
+    except DataError:
+        raise
+    # What the Hub, the network, the cache and damaged files raise; each names its cause.
+    except (OSError, ValueError, RuntimeError, pyarrow.ArrowException) as error:
+        cause = error.__cause__ or error
+        first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise DataError(f"{described} could not be read: {first}") from error
+
+    def rows() -> Iterator[tuple[str, Row]]:
+        for i, row in enumerate(dataset, start=1):
+            yield f"{name}, row {i}", row
+
+    return Source(dataset.column_names, rows, dataset.data.nbytes, dataset._fingerprint)

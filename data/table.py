@@ -1,0 +1,121 @@
+"""Rows in Arrow: on disk and memory-mapped when they are many, in memory when they are few."""
+
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar, overload
+
+import numpy as np
+
+from data.question import Note
+
+Item = TypeVar("Item")
+ROWS_AT_ONCE = 1000
+SMALL = 16 * 2**20  # bytes of a source that is read anew every time instead of stored
+
+
+class Table(Sequence[Item], Generic[Item]):
+    """A sequence of items, each read from its Arrow row when it is asked for.
+
+    `rows` are the row numbers that it shows, in its order; `select` shows fewer.
+    """
+
+    def __init__(self, dataset: Any, read: Callable[[Any], Item], rows: Any = None) -> None:
+        self.dataset, self.read = dataset, read
+        self.rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, i: int) -> Item: ...
+    @overload
+    def __getitem__(self, i: slice) -> Self: ...
+    def __getitem__(self, i: int | slice) -> Item | Self:
+        if isinstance(i, slice):
+            return type(self)(self.dataset, self.read, self.rows[i])
+        return self.read(self.dataset[int(self.rows[i])])
+
+    def __iter__(self) -> Iterator[Item]:
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            some = self.dataset[self.rows[start : start + ROWS_AT_ONCE]]
+            for values in zip(*some.values(), strict=True):
+                yield self.read(dict(zip(some, values, strict=True)))
+
+    def select(self, numbers: Any) -> Self:
+        """Return the items with these numbers, as a table over the same rows."""
+        return type(self)(self.dataset, self.read, self.rows[np.asarray(numbers, dtype=np.int64)])
+
+    def column(self, name: str) -> Any:
+        """Return one number of every item, as an array."""
+        return self.dataset.data.column(name).to_numpy()[self.rows]
+
+
+def write_rows(rows: Iterable[dict[str, Any]], features: dict[str, Any], file: Path | None) -> Any:
+    """Write rows to `file` in one step and map it, or keep them in memory; return the Dataset."""
+    import datasets
+    import pyarrow
+    from datasets.arrow_writer import ArrowWriter
+
+    if file is None:
+        return datasets.Dataset.from_list(list(rows), features=datasets.Features(features))
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # people's texts are their own
+    handle, beside = tempfile.mkstemp(dir=file.parent, suffix=".part")
+    os.close(handle)
+    try:
+        with ArrowWriter(features=datasets.Features(features), path=beside) as writer:
+            rows = iter(rows)
+            while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
+                writer.write_table(
+                    pyarrow.Table.from_pylist(some, schema=datasets.Features(features).arrow_schema)
+                )
+            writer.finalize()
+        os.replace(beside, file)
+    finally:
+        Path(beside).unlink(missing_ok=True)
+    return datasets.Dataset.from_file(str(file))
+
+
+def key_of(*parts: Any) -> str:
+    """Name what comes out of these inputs and of this code: another of either, another name."""
+    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"".join(code) + json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def text_features() -> dict[str, Any]:
+    """Return the types of the columns that a `Preference` is kept in."""
+    from datasets import List, Value
+
+    text = Value("large_string")
+    return {
+        "prompt": text,
+        "chosen": text,
+        "rejected": List(text),
+        "correct": List(text),
+        "category": Value("string"),
+        "history": List({"role": Value("string"), "text": text}),
+        "verbatim": Value("bool"),
+        "place": Value("string"),
+        "prompt_key": Value("int64"),  # the prompt with its history
+        "loose_key": Value("int64"),  # the same without case, spacing and punctuation
+        "notes": List({"reason": Value("string"), "place": Value("string")}),
+    }
+
+
+def count_notes(dataset: Any, shown: int = 3) -> dict[str, tuple[int, list[str]]]:
+    """Return {reason: (how often, the first places)} over all rows, kept or left out."""
+    found: dict[str, tuple[int, list[str]]] = {}
+    for chunk in dataset.data.column("notes").chunks:
+        for note in chunk.flatten().to_pylist():
+            count, places = found.get(note["reason"], (0, []))
+            found[note["reason"]] = (count + 1, [*places, note["place"]][:shown])
+    return found
+
+
+def as_notes(notes: Iterable[Note]) -> list[dict[str, str]]:
+    """Return notes as they stand in a row."""
+    return [note._asdict() for note in notes]

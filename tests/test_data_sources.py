@@ -1,0 +1,181 @@
+"""Sources: every format gives the same rows, and a place for each."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import python_process, small_tokenizer
+from datasets import Dataset, DatasetDict
+from hub import hub
+
+from data import DataError, load_preferences, read_preferences
+from data.report import shortcuts
+from data.sources import BUILTIN
+
+TRUTHFULQA = Path(__file__).parents[2] / "shared" / "truthfulqa" / "TruthfulQA.csv"
+ROWS = [
+    {"prompt": "Do bats see?", "chosen": "Yes", "rejected": "No"},
+    {"prompt": "Is lead\nheavy?", "chosen": "It is, and dense", "rejected": 'No, it is "light"'},
+    {"prompt": "Wer?", "chosen": "Jäger 🦇", "rejected": "אף אחד"},
+]
+EXPECTED = [(row["prompt"], row["chosen"], (row["rejected"],)) for row in ROWS]
+
+
+def as_csv(path, delimiter=","):
+    import csv
+
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ROWS[0], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+
+WRITERS = {
+    "rows.csv": as_csv,
+    "rows.tsv": lambda path: as_csv(path, "\t"),
+    "rows.json": lambda path: path.write_text(json.dumps(ROWS), encoding="utf-8"),
+    "lines.json": lambda path: path.write_text(
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS), encoding="utf-8"
+    ),
+    "rows.jsonl": lambda path: path.write_text(
+        "\n\n".join(map(json.dumps, ROWS)) + "\n", encoding="utf-8"
+    ),
+    "rows.parquet": lambda path: Dataset.from_list(ROWS).to_parquet(path),
+    "saved": lambda path: Dataset.from_list(ROWS).save_to_disk(path),
+    "one-split": lambda path: DatasetDict(train=Dataset.from_list(ROWS)).save_to_disk(path),
+}
+
+
+def triples(preferences):
+    return [(p.prompt, p.chosen, p.rejected) for p in preferences]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_gives_the_same_preferences(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    found = load_preferences(str(tmp_path / name))
+    assert triples(found) == EXPECTED
+    assert all(name in p.place for p in found)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_large_source_is_stored_and_reads_the_same_the_second_time(tmp_path, name, monkeypatch):
+    monkeypatch.setattr("data.gather.SMALL", 0)
+    WRITERS[name](tmp_path / name)
+    first = read_preferences(str(tmp_path / name), folder=tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()  # nothing half-made beside it
+    monkeypatch.setattr("data.gather.parse_row", None)  # the second time nothing is parsed
+    second = read_preferences(str(tmp_path / name), folder=tmp_path / "cache")
+    assert triples(first.preferences) == triples(second.preferences) == EXPECTED
+    assert file.stat().st_mode & 0o077 == 0
+
+
+def test_another_content_or_reading_is_stored_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.gather.SMALL", 0)
+    path = tmp_path / "rows.jsonl"
+    WRITERS["rows.jsonl"](path)
+    keys = [read_preferences(str(path), folder=tmp_path / "cache").key]
+    columns = "prompt=prompt,chosen=rejected,rejected=chosen"
+    keys.append(read_preferences(str(path), columns, folder=tmp_path / "cache").key)
+    path.write_text(path.read_text().replace("bats", "cats"), encoding="utf-8")
+    keys.append(read_preferences(str(path), folder=tmp_path / "cache").key)
+    assert len(set(keys)) == 3
+
+
+def test_a_killed_reading_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.gather.SMALL", 0)
+    WRITERS["rows.jsonl"](tmp_path / "rows.jsonl")
+
+    def killed(rows, label, total):
+        if label == "Gathering questions":
+            raise KeyboardInterrupt
+        return rows
+
+    with pytest.raises(KeyboardInterrupt):
+        read_preferences(str(tmp_path / "rows.jsonl"), folder=tmp_path / "cache", watch=killed)
+    assert not list((tmp_path / "cache").glob("*.questions.arrow"))
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_several_splits_of_a_folder_are_named(tmp_path):
+    rows = Dataset.from_list(ROWS)
+    DatasetDict(first=rows, second=rows).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match="several splits.*saved/first"):
+        load_preferences(str(tmp_path / "saved"))
+    assert triples(load_preferences(str(tmp_path / "saved" / "second"))) == EXPECTED
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    """Data sets of the Hub: two splits, and one with two configurations."""
+    folder = tmp_path_factory.mktemp("hub")
+    rows = Dataset.from_list(ROWS)
+    (folder / "two" / "data").mkdir(parents=True)
+    rows.to_parquet(folder / "two" / "data" / "train-00000-of-00001.parquet")
+    rows.select([0]).to_parquet(folder / "two" / "data" / "test-00000-of-00001.parquet")
+    (folder / "prefs" / "easy").mkdir(parents=True)
+    rows.select([1]).to_parquet(folder / "prefs" / "easy" / "test_prefs-00000-of-00001.parquet")
+    rows.select([2]).to_parquet(folder / "prefs" / "easy" / "train_prefs-00000-of-00001.parquet")
+    (folder / "prefs" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: easy\n  data_files:\n"
+        "  - split: train_prefs\n    path: easy/train_prefs-*\n"
+        "  - split: test_prefs\n    path: easy/test_prefs-*\n---\n"
+    )
+    return {"datasets/org/two": folder / "two", "datasets/org/prefs": folder / "prefs"}
+
+
+def report(tmp_path, source, endpoint, **environment):
+    """Run the data report on a Hub id, with a small tokenizer; return what it said."""
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "config.json").write_text('{"model_type": "llama"}')
+    argv = ["-m", "data.preferences", source, "--model", str(tmp_path / "tokenizer")]
+    return python_process(tmp_path, [*argv, "--eval-fraction", "0.5"], endpoint, **environment)
+
+
+def test_data_sets_of_the_hub_with_their_configurations_and_splits(repositories, tmp_path):
+    with hub(repositories) as (endpoint, _):
+        done = report(tmp_path, "org/two", endpoint)  # the split `train`, of two
+        assert "org/two: 3 questions" in done.stdout, done.stderr
+        done = report(tmp_path, "org/two::test", endpoint)
+        assert done.returncode == 2 and "of 1 questions leaves" in done.stderr  # one question only
+        done = report(tmp_path, "org/prefs", endpoint)
+        assert done.returncode == 2
+        assert "name one: org/prefs::train_prefs, org/prefs::test_prefs" in done.stderr
+        done = report(tmp_path, "org/prefs:hard", endpoint)
+        assert done.returncode == 2 and "hard" in done.stderr and "easy" in done.stderr
+        done = report(tmp_path, "org/absent", endpoint)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert "the data set org/absent of the Hub could not be read" in done.stderr
+
+
+def test_a_private_data_set_needs_its_token(repositories, tmp_path):
+    with hub(repositories, gated=["datasets/org/two"]) as (endpoint, _):
+        done = report(tmp_path, "org/two", endpoint)
+        assert done.returncode == 2 and "org/two" in done.stderr
+        done = report(tmp_path, "org/two", endpoint, ACCESS_TOKEN="hf_right")
+        assert "org/two: 3 questions" in done.stdout, done.stderr
+        assert "hf_right" not in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not TRUTHFULQA.exists(), reason="needs the authors' CSV beside the project")
+def test_the_authors_csv_reads_whole():
+    preferences = load_preferences(str(TRUTHFULQA))
+    assert len(preferences) == 637  # trailing separators in 22 of its rows make no empty answers
+    assert all(p.chosen not in p.rejected and p.rejected for p in preferences)
+
+
+def test_the_built_in_questions_are_many_enough_and_complete():
+    questions = load_preferences("builtin")
+    assert len(questions) >= 120
+    for q in questions:
+        assert 3 <= len(q.rejected) <= 5, q.prompt
+        assert len(q.correct) >= 1, q.prompt  # with the best one, two correct answers or more
+        assert not set(q.rejected) & {q.chosen, *q.correct}, q.prompt
+    text = BUILTIN.read_text(encoding="utf-8")
+    assert text.count("https://") >= len(questions)  # each row names its source
+
+
+def test_the_built_in_questions_offer_no_shortcut():
+    style = shortcuts(load_preferences("builtin"))
+    assert style.length_alone <= 0.6
+    assert abs(style.negation_chosen - style.negation_rejected) <= 0.1
