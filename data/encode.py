@@ -148,6 +148,7 @@ def _rows(
     """Encode many questions at once, since the tokenizer works on a list in parallel."""
     numbered = getattr(preferences, "rows", range(len(preferences)))
     bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    unknown = tokenizer.unk_token_id
     items = iter(zip(numbered, watch(preferences, "Encoding", len(preferences)), strict=True))
     while some := list(itertools.islice(items, ROWS_AT_ONCE)):
         texts = [render(p, tokenizer, template, *formats) for _, p in some]
@@ -175,7 +176,6 @@ def _rows(
                     question = question._replace(rejected=())
                     notes.append(Note(TOO_LONG, f"{p.place} {p.prompt!r}".strip()[:120]))
             ids = list(itertools.chain(question.prompt, *question.answers))
-            unknown = tokenizer.unk_token_id
             yield {
                 **question._asdict(),
                 "row": number,
@@ -206,8 +206,7 @@ def _tokenize(
     """
     clean = [text for text in texts if not text.hidden]
     whole = [t for text in clean for t in (text.prompt, *(text.prompt + a for a in text.answers))]
-    options = {"add_special_tokens": False, "split_special_tokens": template == "plain"}
-    ids = iter(tokenizer(whole, **options).input_ids if whole else ())
+    ids = iter(_token_ids(tokenizer, whole, split=template == "plain"))
     for text in texts:
         if text.hidden:
             prompt = _guarded(text.prompt, text.hidden, tokenizer)
@@ -223,6 +222,19 @@ def _tokenize(
                 _guarded(own, text.hidden, tokenizer, template) if fused else both[len(prompt) :]
             )
         yield prompt, answers, merges
+
+
+def _token_ids(tokenizer: Any, texts: list[str], split: bool) -> list[list[int]]:
+    """Tokenize many texts in parallel; `split` reads names of special tokens as letters.
+
+    The backend alone gives the same ids as transformers' call around it, in a third of its time.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.truncation or backend.padding:
+        options = {"add_special_tokens": False, "split_special_tokens": split}
+        return [list(ids) for ids in tokenizer(texts, **options).input_ids] if texts else []
+    backend.encode_special_tokens = split
+    return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _guarded(
@@ -247,7 +259,7 @@ def _guarded(
         elif piece:
             for letter, token in hidden.items():
                 piece = piece.replace(letter, token)
-            read = tokenizer(piece, add_special_tokens=False, split_special_tokens=True).input_ids
+            (read,) = _token_ids(tokenizer, [piece], split=True)
             obeyed = set(read) & {tokenizer.convert_tokens_to_ids(t) for t in hidden.values()}
             if obeyed:
                 named = tokenizer.convert_ids_to_tokens(sorted(obeyed))
