@@ -182,6 +182,7 @@ def _rows(
                 "key": text_key(loosely("\n".join([*(t.text for t in p.history), p.prompt]))),
                 "chosen_key": text_key(loosely(p.chosen)),
                 "pairs": len(question.rejected),
+                "prompt_length": len(question.prompt),
                 "length": len(question.prompt) + longest,
                 "as_pairs": sum(
                     2 * len(question.prompt) + len(question.chosen) + len(a)
@@ -291,8 +292,8 @@ def _features() -> dict[str, Any]:
 
     ids, number = List(Value("int32")), Value("int64")
     numbers = (
-        "row", "key", "chosen_key", "pairs", "length", "as_pairs", "as_trees", "as_tries",
-        "merges", "unknown", "largest_id",
+        "row", "key", "chosen_key", "pairs", "prompt_length", "length", "as_pairs", "as_trees",
+        "as_tries", "merges", "unknown", "largest_id",
     )  # fmt: skip
     return {
         "prompt": ids,

@@ -183,11 +183,13 @@ def _settled(rows: Any, watch: Watch) -> Iterator[dict[str, Any]]:
     """Yield the questions of every prompt, and each row that has none as it is."""
     everything: Table[dict[str, Any]] = Table(rows, dict)
     keys = everything.column("prompt_key")
+    if not len(keys):
+        return
     # stable sorting brings the rows of a prompt together; a group stands where its first row stood
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=-1))  # keys are not negative
     groups = sorted(np.split(order, starts[1:]), key=lambda group: int(group[0]))
-    in_order = iter(everything.select(np.concatenate(groups)) if groups else ())
+    in_order = iter(everything.select(np.concatenate(groups)))
     together = (list(itertools.islice(in_order, len(group))) for group in groups)
     for group in watch(together, "Gathering questions", len(groups)):
         noted = [note for row in group for note in row["notes"]]
@@ -215,7 +217,6 @@ def _row(preference: Preference | None, notes: Iterable[Note], place: str) -> di
         "verbatim": p.verbatim,
         "place": p.place,
         "prompt_key": text_key("\n".join([*(turn.role for turn in p.history), said]) or place),
-        "loose_key": text_key(loosely(said)),
         "notes": as_notes(notes),
     }
 

@@ -59,7 +59,9 @@ def examine(
 ) -> Report:
     """Report on a source; `split` has the numbers of its training and held-out questions."""
     questions = encoding.questions
-    pairs, lengths = questions.column("pairs"), questions.column("length")
+    pairs = questions.column("pairs")
+    prompts = questions.column("prompt_length")
+    answers = questions.column("length") - prompts  # the longest answer of each question
     tokens = {
         name: int(questions.column(name).sum()) for name in ("as_pairs", "as_trees", "as_tries")
     }
@@ -78,8 +80,7 @@ def examine(
                  f"{pairs.mean():.1f} to a question ({pairs.min()} to {pairs.max()})"),
         ("read as", reading.columns),
         ("text", form),
-        ("length", f"{np.median(lengths):.0f} tokens for prompt and longest answer "
-                   f"({lengths.min()} to {lengths.max()})"),
+        ("length", f"prompt {_spread(prompts)} tokens, longest answer {_spread(answers)}"),
         ("tokens", f"{tokens['as_pairs']:,} as pairs, {tokens['as_trees']:,} as trees, "
                    f"{tokens['as_tries']:,} as tries: {fewer:.1f} times fewer"),
         ("style", f"{style.chosen_longer:.0%} of the chosen answers are the longer one, so length "
@@ -105,6 +106,10 @@ def examine(
     for number in dict.fromkeys((0, len(questions) // 2, len(questions) - 1)):
         lines += _example(questions[number], tokenizer)
     return Report(lines, figures)
+
+
+def _spread(values: Any) -> str:
+    return f"{np.median(values):.0f} ({values.min()} to {values.max()})"
 
 
 def _across(

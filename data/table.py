@@ -61,8 +61,10 @@ def write_rows(rows: Iterable[dict[str, Any]], features: dict[str, Any], file: P
     import pyarrow
     from datasets.arrow_writer import ArrowWriter
 
+    schema = datasets.Features(features).arrow_schema
     if file is None:
-        return datasets.Dataset.from_list(list(rows), features=datasets.Features(features))
+        table = pyarrow.Table.from_pylist(list(rows), schema=schema)
+        return datasets.Dataset(datasets.table.InMemoryTable(table))
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # people's texts are their own
     handle, beside = tempfile.mkstemp(dir=file.parent, suffix=".part")
     os.close(handle)
@@ -70,9 +72,7 @@ def write_rows(rows: Iterable[dict[str, Any]], features: dict[str, Any], file: P
         with ArrowWriter(features=datasets.Features(features), path=beside) as writer:
             rows = iter(rows)
             while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
-                writer.write_table(
-                    pyarrow.Table.from_pylist(some, schema=datasets.Features(features).arrow_schema)
-                )
+                writer.write_table(pyarrow.Table.from_pylist(some, schema=schema))
             writer.finalize()
         os.replace(beside, file)
     finally:
@@ -101,7 +101,6 @@ def text_features() -> dict[str, Any]:
         "verbatim": Value("bool"),
         "place": Value("string"),
         "prompt_key": Value("int64"),  # the prompt with its history
-        "loose_key": Value("int64"),  # the same without case, spacing and punctuation
         "notes": List({"reason": Value("string"), "place": Value("string")}),
     }
 
