@@ -95,7 +95,7 @@ def read_preferences(
             first.unlink()
     kept = np.flatnonzero(_lengths(questions, "rejected"))
     if not len(kept):
-        left = "; ".join(f"{n} {reason}" for reason, (n, _) in count_notes(questions).items())
+        left = "; ".join(f"{reason}: {n}" for reason, (n, _) in count_notes(questions).items())
         raise DataError(f"{source} holds no question{f' to train on: {left}' if left else ''}")
     table = Table(questions, as_preference, kept)
     return Reading(table, describe(read, opened.columns), key, small)

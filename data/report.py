@@ -101,7 +101,7 @@ def examine(
     for notes in (count_notes(texts.dataset), encoding.notes):
         for reason, (count, places) in notes.items():
             more = "" if count <= len(places) else ", ..."
-            lines.append(("note", f"{count:,} {reason} ({', '.join(places)}{more})"))
+            lines.append(("note", f"{reason}: {count:,} ({', '.join(places)}{more})"))
     lines.append(("held out", _across(questions, *split)))
     for number in dict.fromkeys((0, len(questions) // 2, len(questions) - 1)):
         lines += _example(questions[number], tokenizer)

@@ -176,7 +176,7 @@ REFUSED = {
         "column 'completions': .*'overall_score' each",
     ),
     "completions.jsonl": ('{"instruction": "Why?", "completions": []}', "completions are needed"),
-    "nothing-left.jsonl": (line(chosen="No"), "no question to train on: 1 rejected answers equal"),
+    "nothing-left.jsonl": (line(chosen="No"), "no question to train on: rejected answers equal"),
     "not-parquet.parquet": (b"PAR1 not really", "not-parquet.parquet could not be read"),
     "empty.parquet": (b"", "could not be read"),
     "rows.xlsx": (b"PK", "rows are read from .csv"),

@@ -90,7 +90,7 @@ def test_rows_of_a_prompt_meet_wherever_they_stand_and_every_row_is_accounted_fo
         SAME_AS_CHOSEN: 1,
         CONTRADICTED: 2,
         NO_PAIR: 2,
-        "rows whose chosen answer is empty: left out": 1,
+        "rows whose chosen answer is empty, left out": 1,
     }
     assert [p.rpartition(" ")[2] for p in notes[CONTRADICTED][1]] == ["2", "5"]
 
@@ -98,7 +98,10 @@ def test_rows_of_a_prompt_meet_wherever_they_stand_and_every_row_is_accounted_fo
 def test_a_source_with_nothing_to_train_on_says_why(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "Why?", "chosen": "Yes", "rejected": "Yes"}\n')
-    with pytest.raises(DataError, match="no question to train on: 1 rejected answers equal"):
+    with pytest.raises(
+        DataError,
+        match="no question to train on: rejected answers equal to the chosen one, left out: 1",
+    ):
         load_preferences(str(path))
 
 

@@ -62,7 +62,7 @@ def test_counts_by_hand(source):
     assert found.figures["as_tries"] < trees < pairs
     assert f"{pairs:,} as pairs, {trees:,} as trees" in lines["tokens"]
     assert lines["read as"] == "prompt = 'prompt', chosen = 'chosen', rejected = 'rejected'"
-    assert lines["note"].startswith("1 empty answers: left out (") and "line 5)" in lines["note"]
+    assert lines["note"].startswith("empty answers, left out: 1 (") and "line 5)" in lines["note"]
 
 
 def test_the_split_says_what_stands_on_both_sides(source):
