@@ -12,10 +12,10 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 
 import yaml
 
-from data.batches import Shuffle
+from data.batches import Shuffle, WeightBy
 from data.encode import TextSettings, Truncate
 from data.templates import Template
-from dpo.loss import Loss
+from dpo.loss import Divergence, Loss, check_loss
 from dpo.schedule import Schedule
 from lora.quantise import Quantise
 
@@ -55,9 +55,14 @@ class Config:
     reference_adapter: bool = flag(False, "with --adapter: it is the reference, not the bare base")
 
     beta: float = flag(0.1, "a larger one keeps the policy closer to the reference", "DPO")
-    loss: Loss = flag("sigmoid", "the formula")
+    loss: Loss = flag("sigmoid", "the formula; docs/math.md has them all")
     label_smoothing: float = flag(0.0, "share of pairs assumed to be labelled the wrong way round")
+    divergence: Divergence = flag("reverse-kl", "what keeps the policy near the reference")
+    divergence_alpha: float = flag(0.5, "of the alpha divergence: near 0 reverse KL, 1 forward")
+    sft_weight: float = flag(0.0, "adds this much of the chosen answer's negative log-prob a token")
+    weight_by: WeightBy = flag("pair", "what weighs 1: every pair, or every question with its K")
     reference_free: bool = flag(False, "score by log pi(y|x) alone, without the reference")
+    reference_sync: int | None = flag(None, "steps after which the policy becomes the reference")
 
     data: str = flag("auto", "file, folder, Hub id[:config:split], builtin, or truthfulqa", "data")
     columns: str | None = flag(None, "prompt=...,chosen=...,rejected=... where names do not tell")
@@ -101,6 +106,9 @@ class Config:
             ("lora_plus_ratio", self.lora_plus_ratio > 0, "above 0"),
             ("beta", self.beta > 0, "above 0"),
             ("label_smoothing", 0 <= self.label_smoothing < 0.5, "0 or more and below 0.5"),
+            ("divergence_alpha", 0 < self.divergence_alpha < 1, "between 0 and 1"),
+            ("sft_weight", self.sft_weight >= 0, "0 or more"),
+            ("reference_sync", self.reference_sync is None or self.reference_sync > 0, "1 or more"),
             ("max_length", self.max_length is None or self.max_length > 1, "2 or more"),
             ("eval_fraction", 0 < self.eval_fraction < 1, "between 0 and 1"),
             ("lr", self.lr > 0, "above 0"),
@@ -121,6 +129,18 @@ class Config:
         for name, fits, what in ranges:
             if not fits:
                 raise UsageError(f"{_flag(name)} {getattr(self, name)} must be {what}")
+        try:
+            check_loss(**{k: v for k, v in self.loss_settings().items() if k != "sft_weight"})
+        except ValueError as error:
+            raise UsageError(f"--loss {self.loss}: {error}") from None
+        if self.loss == "group" and self.shuffle == "pairs":
+            raise UsageError(
+                "--loss group needs a question's answers in one step: --shuffle questions"
+            )
+        if self.reference_sync and self.reference_free:
+            raise UsageError(
+                "--reference-sync moves a reference that --reference-free does without"
+            )
         if self.reference_adapter and not self.adapter:
             raise UsageError("--reference-adapter needs --adapter, the adapter to start from")
         self.patterns("rank_pattern", int)
@@ -129,6 +149,13 @@ class Config:
             text = getattr(self, name)
             if text is not None and text.count("{}") != 1:
                 raise UsageError(f"{_flag(name)} {text!r} must hold {{}} once, where the text goes")
+
+    def loss_settings(self) -> dict[str, Any]:
+        """Return the keywords of `dpo_loss`."""
+        names = (
+            "beta", "loss", "label_smoothing", "divergence", "divergence_alpha", "sft_weight",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
 
     def text_settings(self, tokenizer: Any, limit: int | None = None) -> TextSettings:
         """Return what decides the token ids; `auto` becomes what it stands for."""

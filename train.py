@@ -103,6 +103,9 @@ def run(config: Config) -> Path:
         if not config.reference_free:
             yield from ((q.prompt, q.trained) for q in train.select(used))
 
+    def anchor(prompt: Any, answer: Any) -> float:
+        return 0.0 if config.reference_free else scores[dpo.answer_key(prompt, answer)]
+
     used = sorted({q for pairs in steps.from_step() for q, _ in pairs})
     budget = TOKENS["score"] if check.shared else TOKENS["plain"]
     show = partial(track, unit="answers", size=lambda batch: batch[1].answers)
@@ -125,26 +128,35 @@ def run(config: Config) -> Path:
     groups = [{"params": lora.adapter_parameters(model, name), "name": name} for name in ratios]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     warmup = round(config.warmup_ratio * steps.total)
+    moved: list[torch.Tensor] = []  # the adapter that is the reference once it moves
     lora.train_adapters(model)
     tokens = {"as_pairs": 0, "as_tries": 0}
     progress = Progress("Training", steps.pairs, "pairs")
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as log:
         for step, pairs in enumerate(steps.from_step()):
+            if config.reference_sync and step and step % config.reference_sync == 0:
+                moved = lora.copy_adapter(model)  # TR-DPO, arXiv 2404.09656, hard update
             seen = []
-            for batch in data.step_batches(train, pairs, TOKENS["train"], check.shared):
-                logps = dpo.answer_logps(model, batch.trees.to(device))  # (A,)
-                known = [
-                    0.0 if config.reference_free else scores[dpo.answer_key(*y)] for y in batch.ids
-                ]
-                anchors = torch.tensor(known, device=device)  # (A,)
-                chosen, rejected = batch.chosen.to(device), batch.rejected.to(device)  # (P,)
+            batches = data.step_batches(
+                train, pairs, TOKENS["train"], check.shared, config.weight_by
+            )
+            for batch in (batch.to(device) for batch in batches):
+                if moved:
+                    with torch.no_grad(), lora.adapter_swapped(model, moved):
+                        anchors = dpo.answer_logps(model, batch.trees)  # (A,)
+                else:
+                    anchors = torch.tensor([anchor(*ids) for ids in batch.ids], device=device)
+                logps = dpo.answer_logps(model, batch.trees)  # (A,)
+                chosen, rejected = batch.chosen, batch.rejected  # (P,)
                 result = dpo.dpo_loss(
                     logps[chosen], logps[rejected], anchors[chosen], anchors[rejected],
-                    config.beta, config.loss, config.label_smoothing,
+                    chosen_lengths=batch.lengths[chosen], questions=batch.questions,
+                    rejected_lengths=batch.lengths[rejected], **config.loss_settings(),
                 )  # fmt: skip
-                # A pair weighs 1 / (pairs of the step), however micro-batches are cut.
-                (result.loss.sum() / len(pairs)).backward()
-                seen.append(dpo.pair_columns(result, logps[chosen], logps[rejected]))
+                # The weights of a step sum to 1, however micro-batches are cut.
+                (result.loss @ batch.weights).backward()
+                columns = (logps[chosen], logps[rejected], batch.weights, batch.questions)
+                seen.append(dpo.pair_columns(result, *columns))
                 tokens["as_pairs"] += batch.as_pairs
                 tokens["as_tries"] += batch.fed
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)

@@ -3,7 +3,7 @@
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from data.trees import Tokens, TreeBatch, Trie, collate, question_tries
 
 Pair = tuple[int, int]  # (question, which of its rejected answers)
 Shuffle = Literal["questions", "pairs"]
+WeightBy = Literal["pair", "question"]
 
 
 def epoch_order(counts: Sequence[int], seed: int, epoch: int, shuffle: Shuffle) -> list[Pair]:
@@ -105,8 +106,16 @@ class PairBatch(NamedTuple):
     ids: list[tuple[Tokens, Tokens]]  # (prompt, answer) of each
     chosen: Tensor  # (P,) int64 into the A answers
     rejected: Tensor  # (P,) int64
+    lengths: Tensor  # (A,) int64, tokens of each answer, its stop token included
+    questions: Tensor  # (P,) int64, the question of each pair
+    weights: Tensor  # (P,) float32, of the pair in its step, whose weights sum to 1
     as_pairs: int  # tokens that P pairs of whole texts would have, without padding
     fed: int  # tokens fed here
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the batch with its tensors on `device`."""
+        moved = (f.to(device) if isinstance(f, Tensor | TreeBatch) else f for f in self)
+        return type(self)(*cast(Any, moved))
 
 
 def step_batches(
@@ -114,8 +123,13 @@ def step_batches(
     pairs: Sequence[Pair],
     token_budget: int,
     shared: bool = True,
+    weight_by: WeightBy = "pair",
 ) -> Iterator[PairBatch]:
-    """Yield the micro-batches of one optimizer step; pairs of a question meet in one trie."""
+    """Yield the micro-batches of one optimizer step; pairs of a question meet in one trie.
+
+    `weight_by="question"` gives a pair 1 / K of its question's weight, where the question has K
+    rejected answers in all, so that every question weighs the same in an epoch.
+    """
     by_question = gather(pairs)
     numbers = {q: [0, *(1 + k for k in rejected)] for q, rejected in by_question.items()}
     order = list(by_question)
@@ -124,6 +138,8 @@ def step_batches(
         question_tries(read[q].prompt, [read[q].trained[a] for a in numbers[q]], shared)
         for q in order
     ]
+    shares = {q: 1.0 if weight_by == "pair" else 1 / len(read[q].rejected) for q in order}
+    whole = sum(shares[q] for q, _ in pairs)
     for group in micro_batches(tries, token_budget):
         answers = [(order[g], a) for g in group for a in numbers[order[g]]]
         place = {answer: i for i, answer in enumerate(answers)}
@@ -135,6 +151,9 @@ def step_batches(
             [(read[q].prompt, read[q].trained[a]) for q, a in answers],
             torch.tensor([place[q, 0] for q, _ in members]),
             torch.tensor([place[q, 1 + k] for q, k in members]),
+            torch.tensor([len(read[q].trained[a]) for q, a in answers]),
+            torch.tensor([q for q, _ in members]),
+            torch.tensor([shares[q] / whole for q, _ in members]),
             sum(
                 2 * len(read[q].prompt) + len(read[q].chosen) + len(read[q].rejected[k])
                 for q, k in members

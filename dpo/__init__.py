@@ -5,7 +5,7 @@ May import `data`, never `lora`: a model with adapters is a model.
 
 from dpo.evaluate import Metrics, evaluate
 from dpo.logps import answer_logps, edge_logps
-from dpo.loss import DPOLoss, dpo_loss
+from dpo.loss import DPOLoss, check_loss, dpo_loss
 from dpo.metrics import pair_columns, step_metrics
 from dpo.reference import (
     answer_key,
@@ -28,6 +28,7 @@ __all__ = [
     "answer_key",
     "answer_logps",
     "base_fingerprint",
+    "check_loss",
     "check_sharing",
     "dpo_loss",
     "edge_logps",

@@ -28,7 +28,7 @@ def answer_logps(model: Any, batch: TreeBatch) -> Tensor:
     with or without LoRA layers; the gradient flows to whatever of its body is trained.
     """
     edges = edge_logps(model, batch)
-    sums: Tensor = torch.zeros(batch.answers, device=edges.device)
+    sums: Tensor = torch.zeros(batch.answers, device=edges.device, dtype=edges.dtype)
     return sums.index_add(0, batch.path_answers, edges[batch.path_edges])
 
 
@@ -98,7 +98,10 @@ def head_of(model: Any) -> Head:
 
 
 def token_logps(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-    """Return (E,) float32: log softmax(z)[y] for hidden (E, H) and targets y (E,)."""
+    """Return (E,) float32: log softmax(z)[y] for hidden (E, H) and targets y (E,).
+
+    A float64 model is scored in float64.
+    """
     logps: Tensor = _TokenLogps.apply(hidden, targets, head)  # type: ignore[no-untyped-call]
     return logps
 
@@ -124,11 +127,12 @@ class _TokenLogps(torch.autograd.Function):
         need_grad = ctx.needs_input_grad[0]
         weight, (rows, width) = head.weight, hidden.shape
         row = torch.arange(rows, device=hidden.device)
+        wide = torch.promote_types(hidden.dtype, torch.float32)  # all sums are in it
 
         def logits(scores: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
             """Return z and dz/d(scores) / scale (None stands for 1)."""
             if bias is not None:
-                scores = scores + bias.float()
+                scores = scores + bias.to(wide)
             if head.scale != 1.0:
                 scores = scores * head.scale
             if head.softcap is None:
@@ -136,20 +140,20 @@ class _TokenLogps(torch.autograd.Function):
             t = torch.tanh(scores / head.softcap)
             return head.softcap * t, 1 - t * t
 
-        target_weight = weight[targets].float()  # (E, H)
-        target_score = (hidden.float() * target_weight).sum(-1)
+        target_weight = weight[targets].to(wide)  # (E, H)
+        target_score = (hidden.to(wide) * target_weight).sum(-1)
         target_bias = None if head.bias is None else head.bias[targets]
         z_target, slope_target = logits(target_score, target_bias)
 
-        m = torch.full((rows, 1), torch.finfo(torch.float32).min, device=hidden.device)
+        m = torch.full((rows, 1), torch.finfo(wide).min, device=hidden.device, dtype=wide)
         total = torch.zeros_like(m)  # sum_{v != y} exp(z_v - m)
-        mean = torch.zeros(rows if need_grad else 0, width, device=hidden.device)
+        mean = m.new_zeros(rows if need_grad else 0, width)
         cells = TILE_CELLS.get(hidden.device.type, TILE_CELLS["cuda"])
         tile = max(SMALLEST_TILE, 1 << max(cells // rows, 1).bit_length() - 1)  # a power of 2
         for start in range(0, weight.shape[0], tile):
             part = weight[start : start + tile]  # (T, H)
             bias = None if head.bias is None else head.bias[start : start + tile]
-            z, slope = logits((hidden @ part.T).float(), bias)  # (E, T)
+            z, slope = logits((hidden @ part.T).to(wide), bias)  # (E, T)
             column = (targets - start).clamp(0, len(part) - 1)
             inside = (targets >= start) & (targets < start + tile)
             z[row, column] = z[row, column].masked_fill(inside, -torch.inf)

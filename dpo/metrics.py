@@ -6,26 +6,36 @@ from torch import Tensor
 from dpo.loss import DPOLoss
 
 
-def pair_columns(result: DPOLoss, chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Stack what is logged of a micro-batch's pairs: (5, P), for `step_metrics` to average."""
-    return torch.stack([*result, chosen, rejected]).detach()
+def pair_columns(
+    result: DPOLoss, chosen: Tensor, rejected: Tensor, weights: Tensor, questions: Tensor
+) -> Tensor:
+    """Stack what is logged of a micro-batch's pairs: (7, P), for `step_metrics` to average.
+
+    Log-probs of the chosen and the rejected answers, the weight of each pair and its question.
+    """
+    return torch.stack([*result, chosen, rejected, weights, questions]).detach()
 
 
 def step_metrics(columns: Tensor) -> dict[str, float]:
-    """Average `pair_columns` of all pairs of a step: (5, P); log-probs and rewards in nats.
+    """Average `pair_columns` of all pairs of a step: (7, P); log-probs and rewards in nats.
 
-    `rewards/accuracies` is the share of pairs whose chosen reward is the higher one; a tie, as
-    every pair is before the first step, counts half.
+    `loss` is what was minimised: weighted as it was. `rewards/accuracies` is the share of pairs
+    whose chosen reward is the higher one; a tie, as every pair is before the first step, counts
+    half. Of the step's questions, `rewards/all_beaten` is the share whose chosen answer beats every
+    rejected one, and `rewards/worst_margin` the mean margin to the strongest of them.
     """
-    loss, chosen_rewards, rejected_rewards, chosen, rejected = columns.cpu()
+    loss, chosen_rewards, rejected_rewards, chosen, rejected, weights, questions = columns.cpu()
     margins = chosen_rewards - rejected_rewards
+    worst = torch.stack([margins[questions == q].min() for q in questions.unique()])
     logged = {
-        "loss": loss,
         "rewards/chosen": chosen_rewards,
         "rewards/rejected": rejected_rewards,
         "rewards/accuracies": (margins.sign() + 1) / 2,
         "rewards/margins": margins,
+        "rewards/all_beaten": (worst.sign() + 1) / 2,
+        "rewards/worst_margin": worst,
         "logps/chosen": chosen,
         "logps/rejected": rejected,
     }
-    return {name: float(values.double().mean()) for name, values in logged.items()}
+    means = {name: float(values.double().mean()) for name, values in logged.items()}
+    return {"loss": float((loss.double() * weights).sum()), **means}

@@ -1,9 +1,9 @@
 """Adding adapters to a model, and switching them off."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora.layer import LoRALinear
 from lora.targets import Targets, by_pattern, match_targets
@@ -82,14 +82,42 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
     Nests, and restores every layer's switch and every module's mode also when the body raises.
     """
     switches = [(layer, layer.enabled) for layer in lora_layers(model).values()]
-    modes = [(module, module.training) for module in model.modules()]
     try:
         for layer, _ in switches:
             layer.enabled = False
-        model.eval()
-        yield
+        with _eval_mode(model):
+            yield
     finally:
         for layer, enabled in switches:
             layer.enabled = enabled
+
+
+def copy_adapter(model: nn.Module) -> list[Tensor]:
+    """Return every A and B as they stand: a moving reference for `adapter_swapped`."""
+    return [parameter.detach().clone() for parameter in adapter_parameters(model)]
+
+
+@contextmanager
+def adapter_swapped(model: nn.Module, copy: Sequence[Tensor]) -> Iterator[None]:
+    """Within the block the adapter is a copy made by `copy_adapter`, in eval mode."""
+    parameters = adapter_parameters(model)
+    current = [parameter.data for parameter in parameters]
+    try:
+        for parameter, value in zip(parameters, copy, strict=True):
+            parameter.data = value
+        with _eval_mode(model):
+            yield
+    finally:
+        for parameter, value in zip(parameters, current, strict=True):
+            parameter.data = value
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
         for module, training in modes:
             module.training = training

@@ -93,6 +93,34 @@ def test_tokens_are_counted_over_the_steps_by_hand():
     assert count([(0, 0), (0, 1)], shared=False) == (18, 4 + 3 + 3)
 
 
+@pytest.mark.parametrize("budget", [1, 1000])
+def test_weights_of_a_step_sum_to_one_by_pair_or_by_question(budget):
+    """Questions with K = 3 and 1. By question: 1/3 each against 1, of 2 whole: 1/6, 1/6, 1/6, 1/2.
+
+    A step that holds one pair of the first and the second question: 1/3 and 1, of 4/3.
+    """
+    questions = [question(0, 3), question(1, 1)]
+
+    def weights(pairs, by):
+        found = {}
+        for batch in step_batches(questions, pairs, budget, weight_by=by):
+            for q, r, w in zip(batch.questions, batch.rejected, batch.weights, strict=True):
+                found[int(q), batch.answers[int(r)][1] - 1] = float(w)
+        return [found[pair] for pair in pairs]
+
+    pairs = [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert weights(pairs, "pair") == pytest.approx([1 / 4] * 4)
+    assert weights(pairs, "question") == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+    assert weights([(0, 1), (1, 0)], "question") == pytest.approx([1 / 4, 3 / 4])
+
+
+def test_lengths_are_those_of_the_answers_stop_token_included():
+    (batch,) = step_batches([EncodedQuestion((1, 2), (3, 4, 7), ((3, 7), (5, 6, 7, 7)))],
+                            [(0, 0), (0, 1)], 1000)  # fmt: skip
+    assert batch.lengths.tolist() == [3, 2, 4]
+    assert batch.to("cpu").lengths.tolist() == [3, 2, 4]
+
+
 def test_micro_batches_respect_the_budget_and_keep_a_question_whole():
     lengths = [5, 3, 9, 4, 20]
     tries = [[build_trie(tuple(range(1, n + 1)), [(1,)])] for n in lengths]

@@ -46,12 +46,18 @@ def test_a_whole_evaluation_by_hand():
 
 
 def test_step_metrics_average_all_pairs_and_a_tie_is_half():
-    """Micro-batches of 1 and 3 pairs: the mean is over the 4 pairs, not over the 2 batches."""
+    """Micro-batches of 1 and 3 pairs: the mean is over the 4 pairs, not over the 2 batches.
+
+    Pairs 0 and 1 are of question 7, their worst margin 0, a tie; pair 2 of 8, at -4; 3 of 9, at 6.
+    """
     rows = [(0.1, 1.0, 0.0), (0.2, 2.0, 2.0), (0.3, 0.0, 4.0), (0.6, 5.0, -1.0)]  # loss, r+, r-
     columns = []
     for part in (rows[:1], rows[1:]):
         loss, chosen, rejected = torch.tensor(part).T
-        columns.append(pair_columns(DPOLoss(loss, chosen, rejected), chosen * 10, rejected * 10))
+        result, first = DPOLoss(loss, chosen, rejected), len(columns)
+        numbers = torch.tensor([7, 7, 8, 9])[first : first + len(part)]
+        weights = torch.full((len(part),), 1 / 4)
+        columns.append(pair_columns(result, chosen * 10, rejected * 10, weights, numbers))
     metrics = step_metrics(torch.cat(columns, 1))
     expected = {
         "loss": 0.3,
@@ -59,10 +65,20 @@ def test_step_metrics_average_all_pairs_and_a_tie_is_half():
         "rewards/rejected": 1.25,
         "rewards/accuracies": (1 + 0.5 + 0 + 1) / 4,
         "rewards/margins": 0.75,
+        "rewards/all_beaten": (0.5 + 0 + 1) / 3,
+        "rewards/worst_margin": (0 - 4 + 6) / 3,
         "logps/chosen": 20.0,
         "logps/rejected": 12.5,
     }
     assert metrics == pytest.approx(expected)
+
+
+def test_the_logged_loss_is_the_weighted_one_that_was_minimised():
+    result = DPOLoss(torch.tensor([1.0, 3.0]), torch.zeros(2), torch.zeros(2))
+    columns = pair_columns(
+        result, torch.zeros(2), torch.zeros(2), torch.tensor([0.75, 0.25]), torch.tensor([0, 1])
+    )
+    assert step_metrics(columns)["loss"] == pytest.approx(0.75 + 0.75)
 
 
 def test_the_learning_rate_by_hand():

@@ -7,8 +7,9 @@ import torch
 from conftest import ARCHITECTURES, WINDOW, randomise, relative_error, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from data.trees import TreeBatch, collate, question_tries
+from data.trees import TreeBatch, build_trie, collate, question_tries
 from dpo import answer_logps, edge_logps
 from dpo.logps import TILE_CELLS, Head, token_logps
 from lora import add_lora
@@ -268,3 +269,71 @@ def test_an_impossible_token_has_a_finite_score_and_gradient():
     logp = token_logps(hidden, torch.tensor([1]), Head(torch.tensor([[1.0], [-1.0]]), None))
     logp.sum().backward()
     assert logp.item() == -2e4 and hidden.grad.item() == -2
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_fused_head_in_float64_by_finite_differences(kind):
+    h = head(
+        **{k: v.double() if isinstance(v, torch.Tensor) else v for k, v in HEADS[kind].items()}
+    )
+    hidden = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 40, (5,))
+    assert torch.autograd.gradcheck(lambda x: token_logps(x, targets, h), hidden)
+
+
+class Largest(TorchDispatchMode):
+    """Remember the most numbers that any tensor made on the way holds."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor._base is None:
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+def test_neither_what_is_held_nor_what_is_kept_grows_with_the_vocabulary(monkeypatch):
+    monkeypatch.setitem(TILE_CELLS, "cpu", 2**14)
+    held, kept = [], []
+    for vocabulary in (4_000, 40_000):
+        h = head(vocabulary, 8, torch.float32, softcap=30.0)
+        hidden = torch.randn(16, 8, requires_grad=True)
+        saved = []
+        with (
+            torch.autograd.graph.saved_tensors_hooks(
+                lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t
+            ),
+            Largest() as largest,
+        ):
+            token_logps(hidden, torch.arange(16), h).sum().backward()
+        held.append(largest.numbers)
+        kept.append(sum(saved))
+    assert held == [2**14, 2**14]  # 16 rows of a tile of 1,024 columns
+    assert kept == [16 * 8, 16 * 8]  # the gradient alone
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ["gemma2", "llama"])
+def test_scores_equal_the_models_own_logits_with_tied_and_untied_embeddings(architecture, tied):
+    model = small_model(architecture, tie_word_embeddings=tied)
+    same = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert same == tied
+    batch = collate([build_trie((1, 5), [(7, 8, 2), (9, 2)])])
+    found = answer_logps(model, batch).detach()
+    for score, answer in zip(found, [(7, 8, 2), (9, 2)], strict=True):
+        own = model(torch.tensor([(1, 5, *answer)])).logits[0].log_softmax(-1).detach()
+        assert float(score) == pytest.approx(
+            float(sum(own[1 + i, token] for i, token in enumerate(answer))), rel=1e-5
+        )
+
+
+def test_edges_are_tokens_and_answers_are_their_sums():
+    model = small_model()
+    batch = collate([build_trie((1, 5), [(7, 8, 2), (7, 2)])])
+    with torch.no_grad():
+        edges, answers = edge_logps(model, batch), answer_logps(model, batch)
+    first = batch.path_edges[batch.path_answers == 0]
+    assert float(edges[first].sum()) == pytest.approx(float(answers[0]), rel=1e-6)
+    assert len(edges) == 4  # 7 is scored once for both answers

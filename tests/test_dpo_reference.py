@@ -128,7 +128,9 @@ def test_at_step_0_of_a_shuffled_run_rewards_are_0_and_the_loss_is_ln_2(shuffle,
         anchors = torch.tensor([scores[answer_key(*ids)] for ids in batch.ids])
         chosen, rejected = batch.chosen, batch.rejected
         result = dpo_loss(logps[chosen], logps[rejected], anchors[chosen], anchors[rejected])
-        columns.append(pair_columns(result, logps[chosen], logps[rejected]))
+        columns.append(
+            pair_columns(result, logps[chosen], logps[rejected], batch.weights, batch.questions)
+        )
     metrics = step_metrics(torch.cat(columns, 1))
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert metrics["rewards/chosen"] == pytest.approx(0, abs=1e-5)

@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from lora import (
     ModelError,
+    adapter_swapped,
     adapters_disabled,
     add_lora,
+    copy_adapter,
     load_adapter,
     remove_lora,
     save_adapter,
@@ -120,6 +122,41 @@ def test_the_switch_does_not_leak_when_the_body_raises(model):
         raise KeyboardInterrupt
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(logits(model.eval()), policy)
+
+
+def test_within_the_block_the_adapter_is_the_copy_and_afterwards_itself_again():
+    model = small_model()
+    add_lora(model, rank=2, alpha=4, dropout=0.5)
+    randomise(model, seed=1)
+    tokens = torch.arange(1, 9)[None]
+    first = model(tokens).logits
+    copy = copy_adapter(model)
+    randomise(model, seed=2)
+    second = model(tokens).logits
+    assert not torch.equal(first, second)
+    train_adapters(model)
+    with pytest.raises(KeyboardInterrupt), adapter_swapped(model, copy):
+        assert torch.equal(model(tokens).logits, first)  # and no dropout
+        raise KeyboardInterrupt
+    assert model(tokens).logits.isfinite().all() and lora_layers(model).popitem()[1].training
+    assert torch.equal(model.eval()(tokens).logits, second)
+
+
+def test_swapping_between_forward_and_backward_changes_no_gradient():
+    model = small_model()
+    add_lora(model, rank=2, alpha=4)
+    randomise(model)
+    tokens = torch.arange(1, 9)[None]
+
+    def gradients(swap):
+        loss = model(tokens).logits.square().mean()
+        if swap:
+            with torch.no_grad(), adapter_swapped(model, [p * 0 for p in copy_adapter(model)]):
+                model(tokens)
+        return torch.autograd.grad(loss, adapter_parameters(model))
+
+    for a, b in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_the_reference_has_no_dropout_not_even_the_bases_own(model):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from typing import get_args
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import train
 from config import Config, parse
 from data import DataError
+from dpo.loss import Loss
 from lora import ModelError, load_adapter, lora_layers
 
 
@@ -125,6 +127,49 @@ def test_plain_rows_train_to_the_same_adapter_as_tries(run, monkeypatch):
     assert same(tries, adapter(run("plain")), 1e-3)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        *({"loss": name} for name in get_args(Loss) if name not in ("sigmoid", "exo")),
+        {"loss": "exo", "label_smoothing": 0.01},
+        {"divergence": "js"},
+        {"divergence": "alpha", "divergence_alpha": 0.3, "loss": "group"},
+        {"sft_weight": 0.5},
+        {"weight_by": "question"},
+        {"reference_free": True, "beta": 1.0},
+    ],
+    ids=str,
+)
+def test_every_loss_falls_and_raises_the_margin(run, more):
+    """But discopop: at m = 0 its slope is 4.25 - 5 ln 2 > 0, which pushes the margin down."""
+    lines = log(run("out", epochs=6, batch_size=13, grad_accum=1, **more))  # all pairs in a step
+    first, last = lines[0], lines[-1]
+    assert len(lines) == 6 and last["loss"] < first["loss"]
+    rises = last["rewards/margins"] > first["rewards/margins"]
+    assert rises == (more.get("loss") != "discopop")
+
+
+@pytest.mark.parametrize("more", [{"loss": "group"}, {"weight_by": "question"}], ids=str)
+def test_losses_on_whole_questions_do_not_depend_on_micro_batches_or_sharing(
+    run, monkeypatch, more
+):
+    whole = adapter(run("whole", **more))
+    monkeypatch.setitem(train.TOKENS, "train", 1)
+    assert same(whole, adapter(run("single", **more)), 1e-3)
+    monkeypatch.setattr(
+        train.dpo, "check_sharing", lambda *_: train.dpo.SelfCheck(False, "for the test")
+    )
+    assert same(whole, adapter(run("plain", **more)), 1e-3)
+
+
+def test_a_moving_reference_starts_every_period_at_zero_margin(run):
+    """TR-DPO: right after the policy became the reference both agree, and the loss is ln 2."""
+    lines = log(run("out", reference_sync=2, epochs=4, batch_size=1))
+    for line in lines:
+        at_rest = line["loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert at_rest == (line["step"] % 2 == 0)
+
+
 def test_the_same_settings_give_the_same_run_and_its_config_repeats_it(run, tmp_path):
     first = run("first", dropout=0.3)
     second = run("second", dropout=0.3)
@@ -232,9 +277,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_applied(
 ):
     real, calls = train.dpo.dpo_loss, []
 
-    def poisoned(*args):
+    def poisoned(*args, **more):
         calls.append(args)
-        result = real(*args)
+        result = real(*args, **more)
         return result._replace(loss=result.loss * math.nan) if len(calls) == 2 else result
 
     monkeypatch.setattr(train.dpo, "dpo_loss", poisoned)
