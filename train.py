@@ -154,7 +154,7 @@ def run(config: Config) -> Path:
                     rejected_lengths=batch.lengths[rejected], **config.loss_settings(),
                 )  # fmt: skip
                 # The weights of a step sum to 1, however micro-batches are cut.
-                (result.loss @ batch.weights).backward()
+                (result.loss @ batch.weights).backward()  # eq. (15) of docs/math.md
                 columns = (logps[chosen], logps[rejected], batch.weights, batch.questions)
                 seen.append(dpo.pair_columns(result, *columns))
                 tokens["as_pairs"] += batch.as_pairs

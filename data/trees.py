@@ -192,7 +192,7 @@ def ancestor_mask(positions: Tensor, ends: Tensor, window: int | None = None) ->
     """
     column = torch.arange(ends.shape[1], device=ends.device)
     i, j = column[:, None], column[None, :]
-    mask = (j <= i) & (i < ends[:, None, :])
+    mask = (j <= i) & (i < ends[:, None, :])  # eq. (9) of docs/math.md
     if window is not None:
-        mask &= positions[:, :, None] - positions[:, None, :] < window
+        mask &= positions[:, :, None] - positions[:, None, :] < window  # eq. (10) of docs/math.md
     return mask

@@ -29,7 +29,7 @@ def answer_logps(model: Any, batch: TreeBatch) -> Tensor:
     """
     edges = edge_logps(model, batch)
     sums: Tensor = torch.zeros(batch.answers, device=edges.device, dtype=edges.dtype)
-    return sums.index_add(0, batch.path_answers, edges[batch.path_edges])
+    return sums.index_add(0, batch.path_answers, edges[batch.path_edges])  # eq. (4) of docs/math.md
 
 
 def edge_logps(model: Any, batch: TreeBatch) -> Tensor:
@@ -138,7 +138,7 @@ class _TokenLogps(torch.autograd.Function):
             if head.softcap is None:
                 return scores, None
             t = torch.tanh(scores / head.softcap)
-            return head.softcap * t, 1 - t * t
+            return head.softcap * t, 1 - t * t  # eq. (11) of docs/math.md
 
         target_weight = weight[targets].to(wide)  # (E, H)
         target_score = (hidden.to(wide) * target_weight).sum(-1)
@@ -167,14 +167,16 @@ class _TokenLogps(torch.autograd.Function):
                 mean.mul_(shrink).add_(z.to(part.dtype) @ part)
             m = new_m
 
-        rest = (m + total.log()).squeeze(1)  # R
+        rest = (m + total.log()).squeeze(1)  # R, eq. (12) of docs/math.md
         if need_grad:
             if slope_target is not None:
                 target_weight = target_weight * slope_target[:, None]
             away = torch.sigmoid(rest - z_target)[:, None]  # 1 - p_y
-            gradient = head.scale * away * (target_weight - mean / total)
+            gradient = (
+                head.scale * away * (target_weight - mean / total)
+            )  # eq. (14) of docs/math.md
             ctx.save_for_backward(gradient.to(hidden.dtype))
-        return -F.softplus(rest - z_target)
+        return -F.softplus(rest - z_target)  # eq. (13) of docs/math.md
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

@@ -66,7 +66,7 @@ def sigmoid(p: Pairs) -> Tensor:
     With label smoothing e, the share of pairs labelled the wrong way round (cDPO, Mitchell 2023):
     (1 - e) softplus(-m) + e softplus(m). TRL ignores label smoothing here.
     """
-    loss = F.softplus(-p.margin)  # eq. (5) of docs/math.md
+    loss = F.softplus(-p.margin)  # eq. (6) of docs/math.md
     if p.label_smoothing:
         loss = (1 - p.label_smoothing) * loss + p.label_smoothing * F.softplus(p.margin)
     return loss
@@ -180,7 +180,7 @@ def group(p: Pairs) -> Tensor:
     # log-sum-exp over the pairs of a question, its largest term taken out
     parts = torch.exp(-p.margin - most[place])
     sums = torch.zeros_like(most).index_add(0, place, parts)
-    return F.softplus(most + sums.log())[place]
+    return F.softplus(most + sums.log())[place]  # eq. (8) of docs/math.md
 
 
 FORMULAS: dict[Loss, Callable[[Pairs], Tensor]] = {
@@ -288,7 +288,7 @@ def dpo_loss(
         ValueError: the settings do not make a loss, or lengths or questions are missing.
     """
     check_loss(loss, beta, label_smoothing, divergence, divergence_alpha)
-    chosen = policy_chosen - reference_chosen  # s+, eq. (4) of docs/math.md
+    chosen = policy_chosen - reference_chosen  # s+, eq. (5) of docs/math.md
     rejected = policy_rejected - reference_rejected  # s-
     pairs = Pairs(
         divergence_score(chosen, divergence, divergence_alpha),
@@ -304,4 +304,5 @@ def dpo_loss(
         if chosen_lengths is None:
             raise ValueError("an SFT term needs chosen_lengths")
         losses = losses - sft_weight * policy_chosen / chosen_lengths
+    # rewards: eq. (7) of docs/math.md
     return DPOLoss(losses, (beta * chosen).detach(), (beta * rejected).detach())

@@ -65,12 +65,13 @@ class LoRALinear(nn.Module):
             scale /= kept
         # The scale multiplies the narrow (..., r) product, never a full-width one.
         low = x.reshape(-1, x.shape[-1]) @ self.A.to(x.dtype) * scale
+        # y = x W + (alpha/r) x A B, eq. (1) of docs/math.md
         return torch.addmm(y.reshape(-1, y.shape[-1]), low, self.B.to(x.dtype)).view_as(y)
 
     @torch.no_grad()
     def delta(self) -> Tensor:
         """Return dW transposed, (out, in) float32: what is added to `base.weight` as stored."""
-        delta: Tensor = (self.A @ self.B).T * self.scale
+        delta: Tensor = (self.A @ self.B).T * self.scale  # eq. (2) of docs/math.md
         return delta
 
     def extra_repr(self) -> str:

@@ -44,7 +44,7 @@ class RoundingSums:
 def merged_weight(layer: LoRALinear, dtype: torch.dtype | None = None) -> Tensor:
     """Return round(W + dW) as (out, in), in `dtype` or the base weight's own; W dequantised."""
     weight = dense_weight(layer.base)
-    return (weight.float() + layer.delta()).to(dtype or weight.dtype)
+    return (weight.float() + layer.delta()).to(dtype or weight.dtype)  # eq. (3) of docs/math.md
 
 
 @torch.no_grad()

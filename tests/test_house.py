@@ -2,10 +2,15 @@
 
 import ast
 import re
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+
+from dpo import step_metrics
+from dpo.loss import FORMULAS
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {"data": {"data"}, "lora": {"lora"}, "dpo": {"dpo", "data"}}
@@ -49,15 +54,51 @@ def test_no_room_needs_trl_or_peft():
         assert not {"trl", "peft"} & set(imports(path.read_text(encoding="utf-8"))), path
 
 
-def test_the_readmes_links_lead_where_they_say():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = re.findall(r"\[([^\]]+)\]\(((?!http)[^)#]+)(?:#L(\d+))?\)", text)
-    assert len(links) >= 8
-    for name, path, line in links:
-        assert (ROOT / path).exists(), path
-        if line:
-            target = (ROOT / path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
-            assert re.match(rf"(def|class) {name.strip('`')}\b", target), f"{path}#L{line}"
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "math.md"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_where_they_say(document):
+    """`python docs/refresh_links.py` sets them right."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    from refresh_links import refreshed
+
+    text = document.read_text(encoding="utf-8")
+    assert refreshed(document) == text
+    targets = re.findall(r"\]\(((?!http)[^)#]+)", text)
+    assert len(targets) >= 8
+    for target in targets:
+        assert (document.parent / target).exists(), target
+
+
+def test_every_equation_leads_to_its_line_and_every_such_line_to_its_equation():
+    text = (ROOT / "docs" / "math.md").read_text(encoding="utf-8")
+    numbers = re.findall(r"\*\*\((\d+)\)\*\* \[`\w+`\]\([^)]+\.py#L\d+\)", text)
+    code = [*ROOT.glob("*.py"), *(p for room in ALLOWED for p in (ROOT / room).glob("*.py"))]
+    named = re.findall(
+        r"eq\. \((\d+)\) of docs/math\.md",
+        "".join(path.read_text(encoding="utf-8") for path in code),
+    )
+    assert sorted(map(int, numbers)) == sorted(map(int, named)) == list(range(1, 18))
+
+
+def test_every_symbol_of_the_mathematics_is_in_the_code_by_its_name():
+    text = (ROOT / "docs" / "math.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \$.*?\| .*?\| (.*?) \| \[.*?\]\((.*?)\) \|$", text, re.M)
+    assert len(rows) >= 18
+    for names, path in rows:
+        code = (ROOT / "docs" / path).read_text(encoding="utf-8")
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"\b{name}\b", code), f"{name} in {path}"
+
+
+def test_every_loss_and_metric_is_explained():
+    text = (ROOT / "docs" / "math.md").read_text(encoding="utf-8")
+    for formula in FORMULAS.values():
+        assert f"[`{formula.__name__}`]" in text
+    columns = torch.zeros(7, 1)
+    for name in [*step_metrics(columns), "grad_norm", "learning_rate"]:
+        assert f"`{name}`" in text, name
 
 
 def test_the_readmes_tree_names_every_file():
