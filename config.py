@@ -159,8 +159,11 @@ class Config:
 
     def text_settings(self, tokenizer: Any, limit: int | None = None) -> TextSettings:
         """Return what decides the token ids; `auto` becomes what it stands for."""
+        formats = [n for n in ("prompt_format", "answer_format") if getattr(self, n)]
         if self.template == "auto":
-            self.template = "chat" if tokenizer.chat_template else "plain"
+            self.template = "chat" if tokenizer.chat_template and not formats else "plain"
+        if self.template == "chat" and formats:
+            raise UsageError(f"{_flag(formats[0])} is for --template plain")
         prompt_format, answer_format = (
             text and text.replace("\\n", "\n") for text in (self.prompt_format, self.answer_format)
         )

@@ -51,20 +51,23 @@ def recognise(names: Sequence[str], given: str | None = None, source: str = "") 
         columns: Columns = {}
         for item in given.split(","):
             role, _, name = (part.strip() for part in item.partition("="))
+            if role in columns:
+                raise DataError(f"--columns {item!r}: {role} is named twice")
             if role not in NAMES or not name:
                 raise DataError(f"--columns {item!r}: write ROLE=COLUMN with {', '.join(NAMES)}")
             if name not in names:
                 raise DataError(f"--columns {item!r}: {source} has the columns {there}")
             columns[role] = name
     else:
-        known = {name.strip().casefold().replace(" ", "_"): name for name in reversed(names)}
+        known = {_plainly(name): name for name in reversed(names)}
         columns = {
             role: next(known[alias] for alias in aliases if alias in known)
             for role, aliases in NAMES.items()
             if any(alias in known for alias in aliases)
         }
-        if {"chosen", "rejected"} <= columns.keys():
-            columns.pop("completions", None)
+        pairs = {"chosen", "rejected"} <= columns.keys()
+        for role in ("completions",) if pairs else ("chosen", "rejected", "correct"):
+            columns.pop(role, None)
     if not (
         {"chosen", "rejected"} <= columns.keys() or {"prompt", "completions"} <= columns.keys()
     ):
@@ -73,6 +76,22 @@ def recognise(names: Sequence[str], given: str | None = None, source: str = "") 
             "rejected; say so: --columns prompt=...,chosen=...,rejected=..."
         )
     return columns
+
+
+def late_column(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """Return a column of this row that the first rows lack, if its name says what it holds."""
+    return next(
+        (
+            n
+            for n in row
+            if n not in names and any(_plainly(n) in known for known in NAMES.values())
+        ),
+        None,
+    )
+
+
+def _plainly(name: str) -> str:
+    return name.strip().casefold().replace(" ", "_")
 
 
 def describe(columns: Columns, names: Sequence[str]) -> str:
@@ -92,32 +111,43 @@ def parse_row(place: str, row: Mapping[str, Any], columns: Columns) -> Parsed:
         DataError: a value is neither text nor messages where one is needed.
     """
     cell = {role: _Cell(place, name, row.get(name)) for role, name in columns.items()}
+    truthfulqa = _plainly(columns.get("chosen", "")) == "best_answer"
     if "completions" in cell:
         sides, notes = cell["completions"].scored()
     else:
-        chosen, rejected = cell["chosen"].sides(), cell["rejected"].sides()
+        chosen, rejected = cell["chosen"].sides(), cell["rejected"].sides(truthfulqa)
         if len(chosen) != 1:
             raise cell["chosen"].wrong("one chosen answer is needed")
         sides, notes = [*chosen, *rejected], []
     prompt = cell["prompt"].prompt() if "prompt" in cell else None
-    correct = [_only(cell["correct"], side) for side in _optional(cell.get("correct"))]
-    system = _only(cell["system"], cell["system"].value) if "system" in cell else ""
-    category = _only(cell["category"], cell["category"].value) if "category" in cell else ""
+    correct: list[str] = []
+    if "correct" in cell and cell["correct"].value is not None:
+        correct = [cell["correct"].text(side) for side in cell["correct"].sides(truthfulqa)]
+    system = cell["system"].text(cell["system"].value) if "system" in cell else ""
+    category = cell["category"].label() if "category" in cell else ""
 
-    turns, answers = _split(prompt, sides, cell["chosen"] if "chosen" in cell else cell["prompt"])
-    verbatim = prompt is None and all(isinstance(s, str) and not _hh(s) for s in sides)
-    if columns.get("chosen", "").casefold().replace(" ", "_") == "best_answer":  # TruthfulQA
+    completions = cell.get("completions")
+    blamed = [completions or cell["chosen"], *[completions or cell["rejected"]] * (len(sides) - 1)]
+    turns, answers = _split(prompt, sides, blamed)
+    texts_alone = prompt is None and all(isinstance(side, str) for side in sides)
+    verbatim = texts_alone and not all(_hh(str(side)) for side in sides)
+    if truthfulqa:
         answers, correct = [a.strip() for a in answers], [a.strip() for a in correct]
         turns = tuple(Turn(role, text.strip()) for role, text in turns)
     if not turns:
-        return None, [*notes, Note(NO_SHARED_PROMPT, place)]
+        reason = NO_SHARED_PROMPT if prompt is None else NO_PROMPT
+        return None, [*notes, Note(reason, place)]
     if not turns[-1].text.strip():
         return None, [*notes, Note(NO_PROMPT, place)]
     if not answers[0].strip():
         return None, [*notes, Note(NO_CHOSEN, place)]
     if turns[-1].role != "user":
         raise DataError(f"{place}: the turn before the answer is by {turns[-1].role!r}, not 'user'")
-    history = (*((Turn("system", system),) if system.strip() else ()), *turns[:-1])
+    history = turns[:-1]
+    if system.strip() and Turn("system", system) not in history[:1]:
+        if history and history[0].role == "system":
+            raise cell["system"].wrong("the conversation begins with another system message")
+        history = (Turn("system", system), *history)
     notes += [Note(EMPTY, place) for a in (*answers, *correct) if not a.strip()]
     preference = Preference(
         prompt=turns[-1].text,
@@ -163,13 +193,28 @@ class _Cell:
             fits = isinstance(message, dict) and isinstance(message.get("role"), str)
             if not fits or not isinstance(message.get("content"), str):
                 raise self.wrong("a message needs a 'role' and a 'content' of text")
+            if not re.fullmatch(r"[a-z_]+", message["role"]):  # templates write it among their own
+                raise self.wrong(f"{message['role'][:30]!r} is no role; one is a word like 'user'")
+            unread = [key for key in ("tool_calls", "reasoning_content") if message.get(key)]
+            if unread:
+                raise self.wrong(
+                    f"a message with {unread[0]!r} cannot be read; put it in 'content'"
+                )
         return tuple(Turn(m["role"], self.text(m["content"])) for m in messages)
 
-    def sides(self) -> list[Side]:
-        """Read an answer or a list of answers, each of them text or messages."""
+    def label(self) -> str:
+        """Read a category: text or a number."""
+        number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
+        return str(self.value) if number else self.text(self.value)
+
+    def sides(self, semicolons: bool = False) -> list[Side]:
+        """Read an answer or a list of answers, each of them text or messages.
+
+        In TruthfulQA's CSV semicolons separate the answers of a list.
+        """
         if not isinstance(self.value, list | tuple):
             text = self.text(self.value)
-            if self.column in ("Correct Answers", "Incorrect Answers"):  # TruthfulQA's CSV
+            if semicolons:
                 text = text.strip().removesuffix(";")
                 return list(text.split(";")) if text else []
             return [text]
@@ -200,18 +245,12 @@ class _Cell:
         return [chosen, *below], [Note(TIED, self.place)] * ties
 
 
-def _optional(cell: _Cell | None) -> list[Side]:
-    return [] if cell is None or cell.value is None else cell.sides()
-
-
-def _only(cell: _Cell, value: Any) -> str:
-    return cell.text(value)
-
-
-def _split(prompt: Side | None, sides: Sequence[Side], cell: _Cell) -> tuple[Turns, list[str]]:
+def _split(
+    prompt: Side | None, sides: Sequence[Side], cells: Sequence[_Cell]
+) -> tuple[Turns, list[str]]:
     """Return the turns of the prompt and the text of each answer; no turns: there is no prompt."""
     if isinstance(prompt, str) and all(isinstance(side, str) for side in sides):
-        return _hh(prompt) or (Turn("user", prompt),), [str(side) for side in sides]
+        return _asking(_hh(prompt)) or (Turn("user", prompt),), [str(side) for side in sides]
     if prompt is None and all(isinstance(side, str) for side in sides):
         texts = [str(side) for side in sides]
         turns = [_hh(text) for text in texts]
@@ -221,37 +260,46 @@ def _split(prompt: Side | None, sides: Sequence[Side], cell: _Cell) -> tuple[Tur
             return opening, [text[shared:] for text in texts]
         sides = turns
 
-    # Conversations: those turns before the last answer are the prompt's, or repeat it.
+    # Conversations: the turns before the last answer are the prompt's, or repeat it.
     conversations = [(Turn("assistant", s),) if isinstance(s, str) else s for s in sides]
+    for said, cell in zip(conversations, cells, strict=True):
+        if not said or said[-1].role != "assistant":
+            raise cell.wrong("an answer's last message must be the assistant's")
+    answers = [said[-1].text for said in conversations]
     given = prompt if isinstance(prompt, tuple) else ()
-    if given:
-        conversations = [c[len(given) :] if c[: len(given)] == given else c for c in conversations]
-    if not all(c and c[-1].role == "assistant" for c in conversations):
-        raise cell.wrong("an answer's last message must be the assistant's")
-    before = conversations[0][:-1]
-    if any(c[:-1] != before for c in conversations):
-        return (), [c[-1].text for c in conversations]
+    befores = [_without(said[:-1], given) for said in conversations]
+    before = befores[0]
+    if any(other != before for other in befores):
+        return (), answers
     if isinstance(prompt, str):
-        said = [turn.text.strip() for turn in before if turn.role == "user"]
-        if before and prompt.strip() not in said:
-            raise cell.wrong("the prompt's column and the user's turn here differ")
-        given = () if before else _hh(prompt) or (Turn("user", prompt),)
-    return (*given, *before), [c[-1].text for c in conversations]
+        asked = [turn.text.strip() for turn in before if turn.role == "user"]
+        if before and prompt.strip() not in asked:
+            raise cells[0].wrong("the prompt's column and the user's turn here differ")
+        given = () if before else _asking(_hh(prompt)) or (Turn("user", prompt),)
+    elif before and given and given[-1].role != "assistant":
+        raise cells[0].wrong("the prompt's column and the turns before the answer here differ")
+    return (*given, *before), answers
+
+
+def _without(before: Turns, given: Turns) -> Turns:
+    """Drop turns before an answer that repeat the prompt, or its last turns, up to white space."""
+    said, known = ([(t.role, t.text.strip()) for t in turns] for turns in (before, given))
+    return () if said and known[-len(said) :] == said else before
+
+
+def _asking(turns: Turns) -> Turns:
+    """Drop an empty last turn of the assistant, which only asks for an answer."""
+    return turns[:-1] if turns[-1:] == (Turn("assistant", ""),) else turns
 
 
 def _hh(text: str) -> Turns:
-    r"""Return the turns of "\n\nHuman: ...\n\nAssistant: ..."; none if it is no such text.
-
-    A last turn of the assistant that is empty only asks for an answer, and is dropped.
-    """
+    r"""Return the turns of "\n\nHuman: ...\n\nAssistant: ..."; none if it is no such text."""
     if not re.match(r"\s*Human:", text) or "\n\nAssistant:" not in text:
         return ()
     parts = re.split(r"(?:^\s*|\n\n)(Human|Assistant):", text)
     roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [
-        Turn(roles[name], said.strip()) for name, said in zip(parts[1::2], parts[2::2], strict=True)
-    ]
-    return tuple(turns[:-1] if turns[-1] == Turn("assistant", "") else turns)
+    named = zip(parts[1::2], parts[2::2], strict=True)
+    return tuple(Turn(roles[name], said.strip()) for name, said in named)
 
 
 def _shared_opening(texts: Sequence[str]) -> int:

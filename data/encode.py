@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import numpy as np
 
 from data.gather import Reading, Watch, loosely, text_key, unwatched
-from data.question import CUT, SAME_TOKENS, TOO_LONG, DataError, Note, Preference
+from data.question import CUT, REPEATED, SAME_TOKENS, TOO_LONG, DataError, Note, Preference
 from data.table import ROWS_AT_ONCE, Table, as_notes, count_notes, key_of, write_rows
-from data.templates import Rendered, Template, control_tokens, render
+from data.templates import Frame, Rendered, Template, chat_frame, render
 from data.trees import Tokens, fed_tokens
 
 Truncate = Literal["drop", "prompt", "never"]
@@ -100,11 +100,9 @@ def encode(
     columns = rows.data
     pairs = columns.column("pairs").to_numpy()
     if not pairs.any():
-        raise DataError(
-            f"every question is longer than --max-length {max_length} tokens; raise it"
-            if max_length
-            else "no question has a pair whose answers differ in their tokens"
-        )
+        left = "; ".join(f"{reason}: {n}" for reason, (n, _) in count_notes(rows).items())
+        longer = f"; --max-length is {max_length} tokens" if TOO_LONG in left else ""
+        raise DataError(f"no question is left to train on: {left}{longer}")
     return Encoding(
         Table(rows, _as_encoded, np.flatnonzero(pairs)),
         int(columns.column("merges").to_numpy().sum()),
@@ -149,16 +147,22 @@ def _rows(
     numbered = getattr(preferences, "rows", range(len(preferences)))
     bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
     unknown = tokenizer.unk_token_id
+    frame = chat_frame(tokenizer) if template == "chat" else None
     items = iter(zip(numbered, watch(preferences, "Encoding", len(preferences)), strict=True))
     while some := list(itertools.islice(items, ROWS_AT_ONCE)):
-        texts = [render(p, tokenizer, template, *formats) for _, p in some]
-        for (number, p), rendered, (prompt, answers, merges) in zip(
-            some, texts, _tokenize(texts, tokenizer, template), strict=True
-        ):
+        texts = [render(p, tokenizer, template, *formats, frame) for _, p in some]
+        tokenized = _tokenize(texts, tokenizer, template, frame)
+        for (number, p), rendered in zip(some, texts, strict=True):
+            try:
+                prompt, answers, merges = next(tokenized)
+            except DataError as error:
+                raise DataError(f"{p.place}: {error}") from error
             ended = [(*ids, rendered.stop) for ids in answers]
             n = 1 + len(p.rejected)
-            rejected = tuple(a for a in ended[1:n] if a != ended[0])
-            notes = [Note(SAME_TOKENS, p.place)] * (n - 1 - len(rejected))
+            different = [a for a in ended[1:n] if a != ended[0]]
+            rejected = tuple(dict.fromkeys(different))
+            notes = [Note(SAME_TOKENS, p.place)] * (n - 1 - len(different))
+            notes += [Note(REPEATED, p.place)] * (len(different) - len(rejected))
             question = EncodedQuestion(bos + prompt, ended[0], rejected, tuple(ended[n:]))
             longest = max(map(len, question.answers))
             if max_length and len(question.prompt) + longest > max_length:
@@ -198,7 +202,7 @@ def _rows(
 
 
 def _tokenize(
-    texts: Sequence[Rendered], tokenizer: Any, template: Template
+    texts: Sequence[Rendered], tokenizer: Any, template: Template, frame: Frame | None
 ) -> Iterator[tuple[Tokens, list[Tokens], int]]:
     """Yield (prompt, answers, boundary merges) of each, BOS and stop token aside.
 
@@ -209,19 +213,19 @@ def _tokenize(
     whole = [t for text in clean for t in (text.prompt, *(text.prompt + a for a in text.answers))]
     ids = iter(_token_ids(tokenizer, whole, split=template == "plain"))
     for text in texts:
-        if text.hidden:
-            prompt = _guarded(text.prompt, text.hidden, tokenizer)
-            joint = [_guarded(text.prompt + a, text.hidden, tokenizer) for a in text.answers]
+        if text.hidden and frame:
+            prompt = _guarded(text.prompt, text.hidden, tokenizer, frame)
+            joint = [_guarded(text.prompt + a, text.hidden, tokenizer, frame) for a in text.answers]
         else:
             prompt = tuple(next(ids))
             joint = [tuple(next(ids)) for _ in text.answers]
         answers, merges = [], 0
         for own, both in zip(text.answers, joint, strict=True):
-            fused = both[: len(prompt)] != prompt
-            merges += fused
-            answers.append(
-                _guarded(own, text.hidden, tokenizer, template) if fused else both[len(prompt) :]
-            )
+            ids_of_own = both[len(prompt) :]
+            if both[: len(prompt)] != prompt:
+                merges += 1
+                ids_of_own = _alone(_restored(own, text.hidden), tokenizer)
+            answers.append(ids_of_own)
         yield prompt, answers, merges
 
 
@@ -238,37 +242,52 @@ def _token_ids(tokenizer: Any, texts: list[str], split: bool) -> list[list[int]]
     return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _guarded(
-    text: str, hidden: dict[str, str], tokenizer: Any, template: Template = "chat"
-) -> Tokens:
+def _alone(text: str, tokenizer: Any) -> Tokens:
+    """Tokenize what stands behind something else: without the space that begins a text for some.
+
+    A line break before it takes that space, where the line break is a token of its own.
+    """
+    bare, behind, start = _token_ids(tokenizer, [text, "\n" + text, "\n"], split=True)
+    return tuple(behind[len(start) :] if behind[: len(start)] == start else bare)
+
+
+def _restored(text: str, hidden: dict[str, str]) -> str:
+    for letter, token in hidden.items():
+        text = text.replace(letter, token)
+    return text
+
+
+def _guarded(text: str, hidden: dict[str, str], tokenizer: Any, frame: Frame) -> Tokens:
     """Tokenize a rendered text in which `hidden` letters stand for what people wrote.
 
     Raises:
         DataError: the tokenizer reads a name that people wrote as its control token in any case.
     """
-    pieces, control = [text], control_tokens(tokenizer) if template == "chat" else ()
-    for token in control:
+    pieces = [text]
+    for token in frame.control:
         pieces = [
             part
             for piece in pieces
-            for part in ([piece] if piece in control else _cut(piece, token))
+            for part in ([piece] if piece in frame.control else _cut(piece, token))
         ]
     ids: list[int] = []
     for piece in pieces:
-        if piece in control:
+        if piece in frame.control:
             ids.append(tokenizer.convert_tokens_to_ids(piece))
-        elif piece:
-            for letter, token in hidden.items():
-                piece = piece.replace(letter, token)
-            (read,) = _token_ids(tokenizer, [piece], split=True)
-            obeyed = set(read) & {tokenizer.convert_tokens_to_ids(t) for t in hidden.values()}
-            if obeyed:
-                named = tokenizer.convert_ids_to_tokens(sorted(obeyed))
-                raise DataError(
-                    f"{piece[:60]!r}: the tokenizer obeys {named[0]!r} even within text; remove it "
-                    "from the data or use --template plain"
-                )
-            ids += read
+            continue
+        written = _restored(piece, hidden)
+        if ids:
+            read = _alone(written, tokenizer)
+        else:
+            read = tuple(_token_ids(tokenizer, [written], split=True)[0])
+        obeyed = set(read) & {tokenizer.convert_tokens_to_ids(t) for t in hidden.values()}
+        if obeyed:
+            named = tokenizer.convert_ids_to_tokens(sorted(obeyed))
+            raise DataError(
+                f"{written[:60]!r}: the tokenizer obeys {named[0]!r} even within text; remove it "
+                "from the data or use --template plain"
+            )
+        ids += read
     return tuple(ids)
 
 

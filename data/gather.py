@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.columns import Parsed, describe, parse_row, recognise
+from data.columns import Parsed, describe, late_column, parse_row, recognise
 from data.question import (
     CONTRADICTED,
     NO_PAIR,
@@ -89,7 +89,7 @@ def read_preferences(
         questions = datasets.Dataset.from_file(str(file))
     else:
         first = file and file.with_suffix(f".rows.{key}")
-        rows = write_rows(_parsed(opened, read, watch), text_features(), first)
+        rows = write_rows(_parsed(opened, read, bool(columns), watch), text_features(), first)
         questions = write_rows(_settled(rows, watch), text_features(), file)
         if first:
             first.unlink()
@@ -174,8 +174,12 @@ def settle(rows: Sequence[Preference]) -> list[Parsed]:
     return settled
 
 
-def _parsed(opened: Source, columns: dict[str, str], watch: Watch) -> Iterator[dict[str, Any]]:
+def _parsed(
+    opened: Source, columns: dict[str, str], given: bool, watch: Watch
+) -> Iterator[dict[str, Any]]:
     for place, row in watch(opened.rows(), "Reading rows", None):
+        if not given and (late := late_column(row, opened.columns)):
+            raise DataError(f"{place}: a column {late!r}, which the first rows lack; use --columns")
         yield _row(*parse_row(place, row, columns), place)
 
 

@@ -1,8 +1,9 @@
 """Where rows come from: the Hub, a file, a folder -> (place, row) one by one, in bounded memory.
 
-Parquet, `save_to_disk` folders and the Hub are read by `datasets`. CSV and JSON are read by the
-standard library, since the readers of `datasets` guess types: an answer "None" becomes a null, a
-column of years numbers, a date in JSON a timestamp, and their errors name no line.
+`save_to_disk` folders and the Hub are read by `datasets`, Parquet files by the `pyarrow` below it,
+since `datasets` takes a path for a pattern and keeps a copy by its time. CSV and JSON are read by
+the standard library, since the readers of `datasets` guess types: an answer "None" becomes a null,
+a column of years numbers, a date in JSON a timestamp, and their errors name no line.
 """
 
 import csv
@@ -49,7 +50,10 @@ def open_source(source: str, token: str | None = None) -> Source:
         return _file(BUILTIN)
     if source in ("truthfulqa", TRUTHFULQA):
         return _hub(f"{TRUTHFULQA}:generation:validation", token)
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:  # ~somebody who is not here
+        path = Path(source)
     try:
         if path.is_dir():
             return _folder(path)
@@ -87,12 +91,9 @@ def _offline() -> bool:
 
 def _file(path: Path) -> Source:
     suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return _dataset(path.name, str(path), lambda datasets: datasets.Dataset.from_parquet(
-            str(path), split="train"))  # fmt: skip
     if suffix not in SUFFIXES:
         raise DataError(f"{path}: rows are read from {', '.join(SUFFIXES)}; convert it to one")
-    lines = _csv if suffix in (".csv", ".tsv") else _json
+    lines = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(suffix, _json)
 
     def rows() -> Iterator[tuple[str, Row]]:
         try:
@@ -110,6 +111,8 @@ def _file(path: Path) -> Source:
         raise DataError(f"{path} is empty; it needs rows")
     if lines is _csv:
         columns = _header(path)
+    elif lines is _parquet:
+        columns = _parquet_file(path).schema_arrow.names
     else:  # the first rows tell; one that lacks a column complains itself
         first = (row for row, _ in zip(rows(), range(100), strict=False))
         columns = list(dict.fromkeys(name for _, row in first for name in row))
@@ -183,8 +186,33 @@ def _loads(text: str, place: str) -> Any:
 
     try:
         return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=unique)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise DataError(f"{place}: not valid JSON ({error})") from error
+
+
+def _parquet_file(path: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path} could not be read as Parquet: {first}") from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in _parquet_file(path).iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+    except (OSError, pyarrow.ArrowException) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path} could not be read behind row {number}: {first}") from error
 
 
 def _short(value: Any) -> str:
@@ -232,16 +260,20 @@ def _hub(source: str, token: str | None) -> Source:
 
 def _dataset(name: str, described: str, load: Callable[[Any], Any]) -> Source:
     """Rows of a memory-mapped `datasets.Dataset`."""
-    import datasets  # a slow import that CSV and JSON do not need before they are stored
+    import datasets  # a slow import that files do not need before they are stored
     import pyarrow
 
     datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # errors are raised too
     try:
-        dataset = load(datasets)
+        dataset = load(datasets).with_format(None)
     except DataError:
         raise
     # What the Hub, the network, the cache and damaged files raise; each names its cause.
-    except (OSError, ValueError, RuntimeError, pyarrow.ArrowException) as error:
+    except (
+        OSError, ValueError, RuntimeError, KeyError, TypeError, pyarrow.ArrowException,
+        datasets.exceptions.DatasetsError,
+    ) as error:  # fmt: skip
         cause = error.__cause__ or error
         first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise DataError(f"{described} could not be read: {first}") from error

@@ -4,7 +4,9 @@
 error. Nothing is skipped in silence, and nothing ends in a traceback.
 """
 
+import datetime
 import json
+import os
 import re
 
 import pytest
@@ -123,6 +125,7 @@ REFUSED = {
     "header-only.csv": (HEADER, "header-only.csv holds no question"),
     "empty.jsonl": (b"", "is empty"),
     "blank.jsonl": ("\n\n", "has the columns none"),
+    "empty-prompt-list.jsonl": (line(prompt=[]), "no question to train on: rows without a prompt"),
     "empty-list.json": ("[]", "has the columns none"),
     "latin-1.csv": (HEADER.encode() + b"Why?,J\xe4ger,No\n", "cannot be read as a UTF-8 CSV: .*position 29"),
     "latin-1.jsonl": (b'{"prompt": "J\xe4ger"}\n', "is no UTF-8 text"),
@@ -153,7 +156,9 @@ REFUSED = {
     "nested-lists.jsonl": (line(rejected=[[["No"]]]), "a message needs a 'role'"),
     "two-chosen.jsonl": (line(chosen=["Yes", "Sure"]), "column 'chosen': .*one chosen answer"),
     "no-chosen.jsonl": (line(chosen=[]), "column 'chosen': .*one chosen answer"),
-    "category.jsonl": (line(category=3), "column 'category': 3: int"),
+    "category.jsonl": (line(category=["c"]), "column 'category': .*list where text"),
+    "late-column.jsonl": (line() * 120 + line(system="s"), "line 121: a column 'system', which the first"),
+    "long-number.jsonl": ("[" + "9" * 5000 + "]", "not valid JSON"),
     "half-surrogate.jsonl": (
         b'{"prompt": "Why?", "chosen": "\\ud83e", "rejected": "No"}', "half a surrogate pair",
     ),
@@ -177,8 +182,8 @@ REFUSED = {
     ),
     "completions.jsonl": ('{"instruction": "Why?", "completions": []}', "completions are needed"),
     "nothing-left.jsonl": (line(chosen="No"), "no question to train on: rejected answers equal"),
-    "not-parquet.parquet": (b"PAR1 not really", "not-parquet.parquet could not be read"),
-    "empty.parquet": (b"", "could not be read"),
+    "not-parquet.parquet": (b"PAR1 not really", "not-parquet.parquet could not be read as Parquet"),
+    "empty.parquet": (b"", "empty.parquet is empty"),
     "rows.xlsx": (b"PK", "rows are read from .csv"),
 }  # fmt: skip
 
@@ -235,10 +240,67 @@ def test_what_was_read_encodes_and_is_reported(tmp_path, name):
         assert any(reason in text for _, text in report.lines)
 
 
+def parquet(path, rows, **more):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, **more), path)
+    return str(path)
+
+
+def test_a_parquet_file_is_the_one_named_as_it_is_now(tmp_path):
+    row = {"prompt": "Why?", "chosen": "Yes", "rejected": "No"}
+    parquet(tmp_path / "x1.parquet", [row | {"chosen": "from x1"}])
+    path = tmp_path / "x[1].parquet"  # no pattern
+    stamp = (1, 1)
+    for chosen in ("first", "second"):  # rewritten under the same time
+        parquet(path, [row | {"chosen": chosen}])
+        os.utime(path, stamp)
+        assert [p.chosen for p in load_preferences(str(path))] == [chosen]
+    with pytest.raises(DataError, match="holds no question"):
+        import pyarrow
+
+        strings = pyarrow.schema([(name, pyarrow.string()) for name in row])
+        load_preferences(parquet(tmp_path / "none.parquet", [], schema=strings))
+
+
+def test_parquet_columns_of_other_types(tmp_path):
+    import pyarrow
+
+    row = {"prompt": "Why?", "chosen": "Yes", "rejected": ["No", None], "extra": [("k", 1)]}
+    schema = pyarrow.schema([
+        ("prompt", pyarrow.large_string()), ("chosen", pyarrow.dictionary(pyarrow.int8(), pyarrow.string())),
+        ("rejected", pyarrow.large_list(pyarrow.string())),
+        ("extra", pyarrow.map_(pyarrow.string(), pyarrow.int64())),
+    ])  # fmt: skip
+    (p,) = load_preferences(parquet(tmp_path / "odd.parquet", [row], schema=schema))
+    assert (p.chosen, p.rejected) == ("Yes", ("No",))
+    for value in (b"Yes", datetime.date(2020, 1, 1)):
+        path = parquet(tmp_path / "bad.parquet", [row | {"chosen": value, "extra": None}])
+        with pytest.raises(DataError, match="bad.parquet, row 1, column 'chosen': .* where text"):
+            load_preferences(path)
+
+
+def test_a_saved_folder_is_read_whatever_format_it_was_left_in(tmp_path):
+    from datasets import Dataset
+
+    rows = Dataset.from_list([{"prompt": "Why?", "chosen": "Yes", "rejected": ["No"]}])
+    rows.with_format("numpy", columns=["prompt"]).save_to_disk(tmp_path / "saved")
+    (p,) = load_preferences(str(tmp_path / "saved"))
+    assert (p.chosen, p.rejected) == ("Yes", ("No",))
+
+
 def test_a_folder_that_is_none_of_ours_and_a_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="a folder must come from save_to_disk"):
         load_preferences(str(tmp_path))
-    for name in ("none.csv", "none.parquet", "a b c", "../none/x/y", "owner/name/more"):
+    for name in (
+        "none.csv",
+        "none.parquet",
+        "a b c",
+        "../none/x/y",
+        "owner/name/more",
+        "~nobody-here/x.csv",
+    ):
         with pytest.raises(DataError, match="there is no file"):
             load_preferences(name)
     (tmp_path / "state.json").write_text("{")

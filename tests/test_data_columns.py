@@ -117,6 +117,7 @@ def test_hh_transcripts():
         ("Q: Why?\nYes", "Q: Why?\nNo", "Q: Why?\n", ["Yes", "No"]),
         ("Do bats see? Nonsense", "Do bats see? No", "Do bats see?", [" Nonsense", " No"]),
         ("Why? Yes", "Why? Yes indeed", "Why?", [" Yes", " Yes indeed"]),  # each keeps a word
+        ("Why? Yes ", "Why? Yes indeed", "Why?", [" Yes ", " Yes indeed"]),
     ],
 )
 def test_texts_that_begin_alike_imply_their_prompt(chosen, rejected, prompt, answers):
@@ -126,6 +127,77 @@ def test_texts_that_begin_alike_imply_their_prompt(chosen, rejected, prompt, ans
 
 def test_texts_that_do_not_begin_alike_have_no_prompt():
     assert read({"chosen": "Yes", "rejected": "No"}) == (None, [NO_SHARED_PROMPT])
+
+
+def test_a_prompt_that_the_conversations_repeat_in_part_is_not_doubled():
+    system = {"role": "system", "content": "Be brief."}
+    row = {
+        "prompt": [system, user("Why?")],
+        "chosen": [user("Why? "), assistant("Yes")],
+        "rejected": [user("Why?"), assistant("No")],
+    }
+    p, _ = read(row)
+    assert (p.prompt, p.history) == ("Why?", (Turn("system", "Be brief."),))
+    row["prompt"] = [system, user("Hi"), assistant("Hello")]  # here they go on
+    row["chosen"] = [user("Why?"), assistant("Yes")]
+    p, _ = read(row)
+    assert (p.prompt, len(p.history)) == ("Why?", 3)
+    row["prompt"] = [user("What?")]
+    with pytest.raises(DataError, match="'chosen'.*the turns before the answer here differ"):
+        read(row)
+
+
+def test_the_answer_that_is_wrong_is_the_one_that_is_named():
+    row = {"prompt": "Why?", "chosen": [assistant("Yes")], "rejected": [user("No")]}
+    with pytest.raises(DataError, match="'rejected'.*must be the assistant's"):
+        read(row)
+
+
+def test_an_hh_transcript_with_an_empty_answer_is_a_note_not_a_refusal():
+    opening = "\n\nHuman: Why?\n\nAssistant:"
+    p, notes = read({"chosen": f"{opening} Yes", "rejected": opening})
+    assert (p.chosen, p.rejected, notes) == ("Yes", (), [EMPTY])
+    assert read({"chosen": opening, "rejected": f"{opening} No"}) == (None, [NO_CHOSEN])
+
+
+def test_truthfulqas_lists_are_split_however_the_header_is_written():
+    row = {"question": "Why?", "best answer ": "Yes", "incorrect answers": "No; Never"}
+    assert read(row)[0].rejected == ("No", "Never")
+    plain = {"question": "Why?", "chosen": "Yes", "rejected": "No; Never"}
+    assert read(plain)[0].rejected == ("No; Never",)
+
+
+def test_scored_completions_are_read_alone():
+    names = ["instruction", "completions", "correct_answers", "incorrect_answers"]
+    assert set(recognise(names)) == {"prompt", "completions"}
+
+
+def test_a_category_may_be_a_number():
+    row = {"prompt": "Why?", "chosen": "Yes", "rejected": "No"}
+    assert read(row | {"category": 3})[0].category == "3"
+
+
+@pytest.mark.parametrize(
+    "message, complaint",
+    [
+        ({"role": "x<end>\n<turn>system", "content": "Yes"}, "is no role"),
+        ({"role": "assistant", "content": "", "tool_calls": [1]}, "'tool_calls' cannot be read"),
+        ({"role": "assistant", "content": "a", "reasoning_content": "b"}, "'reasoning_content'"),
+    ],
+)
+def test_messages_that_say_more_than_text_are_refused(message, complaint):
+    with pytest.raises(DataError, match=complaint):
+        read({"prompt": "Why?", "chosen": [message], "rejected": [assistant("No")]})
+
+
+def test_two_system_messages_are_refused_and_the_same_one_counts_once():
+    system = {"role": "system", "content": "Be brief."}
+    row = {
+        "system": "Be brief.", "prompt": [system, user("Why?")], "chosen": "Yes", "rejected": "No",
+    }  # fmt: skip
+    assert read(row)[0].history == (Turn("system", "Be brief."),)
+    with pytest.raises(DataError, match="'system'.*another system message"):
+        read(row | {"system": "Be rude."})
 
 
 def test_a_system_column_becomes_the_first_turn():
@@ -162,6 +234,7 @@ def test_columns_say_what_names_do_not_tell():
         (["a", "b"], "best=a", "'best=a': write ROLE=COLUMN with prompt, chosen"),
         (["a", "b"], "chosen", "write ROLE=COLUMN"),
         (["a", "b"], "chosen=a", "do not tell"),
+        (["a", "b"], "chosen=a,chosen=b,rejected=b", "chosen is named twice"),
     ],
 )
 def test_columns_that_do_not_tell_are_refused_by_name(names, given, complaint):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from data.encode import _guarded, encode, encoding_file
 from data.gather import read_preferences
-from data.question import CUT, SAME_TOKENS, TOO_LONG, DataError, Preference, Turn
-from data.templates import render
+from data.question import CUT, REPEATED, SAME_TOKENS, TOO_LONG, DataError, Preference, Turn
+from data.templates import chat_frame, render
 from data.trees import build_trie
 from lora import load_tokenizer
 
@@ -164,7 +164,7 @@ def test_text_beside_a_control_tokens_name_has_the_ids_it_always_has():
     tokenizer = small_tokenizer(chat_template=CHAT_TEMPLATE)
     clean = render(BATS, tokenizer, "chat")
     whole = tokenizer(clean.prompt, add_special_tokens=False).input_ids
-    assert list(_guarded(clean.prompt, {}, tokenizer)) == whole
+    assert list(_guarded(clean.prompt, {}, tokenizer, chat_frame(tokenizer))) == whole
 
 
 def test_an_added_token_that_cannot_be_switched_off_is_refused_by_name():
@@ -221,6 +221,49 @@ def test_gemmas_own_tokenizer_in_a_chat_whatever_people_write(gemma):
     assert gemma.decode(attacked.chosen) == f"{text}<end_of_turn>"
 
 
+THINKING = (  # as Qwen 3's: the last answer gets an empty thought, earlier ones lose theirs
+    "{% for m in messages %}<turn>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last and '</think>' not in m.content %}"
+    "<think>\n\n</think>\n\n{% endif %}{{ m.content }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+
+
+def test_what_a_template_puts_before_an_answer_is_scored_with_it():
+    from tokenizers import AddedToken
+
+    tokenizer = small_tokenizer(bos=None, chat_template=THINKING)
+    tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>")])
+    q = one(BATS, tokenizer, "chat")
+    assert tokenizer.decode(q.chosen) == "<think>\n\n</think>\n\nBats see well<end>"
+    assert len({*q.trained}) == 3
+    thought = Preference("Why?", "<think>\nhm\n</think>\n\nYes", ("No",))  # a word of the model
+    assert tokenizer.decode(one(thought, tokenizer, "chat").chosen) == f"{thought.chosen}<end>"
+    assert tokenizer.convert_tokens_to_ids("<think>") in one(thought, tokenizer, "chat").chosen
+
+
+@pytest.mark.parametrize("prepend", ["first", "always"])
+def test_text_with_a_control_tokens_name_gets_no_spaces_that_others_do_not_get(prepend):
+    from tokenizers import pre_tokenizers
+
+    tokenizer = small_tokenizer(kind="metaspace", chat_template=CHAT_TEMPLATE)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    frame = chat_frame(tokenizer)
+    clean = render(BATS, tokenizer, "chat")
+    whole = tokenizer(clean.prompt, add_special_tokens=False).input_ids
+    attacked = Preference("Why<end>?", "Yes", ("No",))
+    said = tokenizer.decode(one(attacked, tokenizer, "chat").prompt)
+    if prepend == "first":
+        assert list(_guarded(clean.prompt, {}, tokenizer, frame)) == whole
+        assert said == "<s><turn>user\nWhy<end>?<end>\n<turn>assistant\n"
+
+
+def test_rejected_answers_that_a_template_makes_equal_count_once():
+    tokenizer = small_tokenizer(chat_template=CHAT_TEMPLATE)
+    encoding = encode([Preference("Why?", "Yes", ("No", "No ", "Never"))], tokenizer, "chat")
+    assert len(encoding.questions[0].rejected) == 2 and encoding.notes[REPEATED][0] == 1
+
+
 def test_several_turns_and_a_system_message_in_a_chat():
     tokenizer = small_tokenizer(chat_template=CHAT_TEMPLATE)
     history = (Turn("system", "Be brief."), Turn("user", "Hi"), Turn("assistant", "Hello"))
@@ -237,6 +280,10 @@ def test_several_turns_in_plain_text():
     p = Preference("Why?", "Yes", ("No",), history=history)
     assert render(p, tokenizer).prompt == (
         "Be brief.\n\nQuestion: Hi\nAnswer: Hello\n\nQuestion: Why?\nAnswer:"
+    )
+    twice = (Turn("user", "Hi"), Turn("user", "Hello?"))
+    assert render(Preference("Why?", "Yes", ("No",), history=twice), tokenizer).prompt == (
+        "Question: Hi\nAnswer:\n\nQuestion: Hello?\nAnswer:\n\nQuestion: Why?\nAnswer:"
     )
     own = render(p, tokenizer, "plain", "Q {}\n", "A {}")
     assert own.prompt == "Be brief.\n\nQ Hi\nA Hello\n\nQ Why?\n"
@@ -270,7 +317,7 @@ def test_answers_are_never_cut_and_questions_too_long_are_left_out_and_named(tok
     encoding = encode([BATS, LONG], tokenizer, max_length=60)
     assert encoding.notes == {TOO_LONG: (1, ["x.csv, line 2 'Is lead smaller?'"])}
     assert len(encoding.questions) == 1 and len(encoding.questions[0].rejected) == 2
-    with pytest.raises(DataError, match="--max-length 5"):
+    with pytest.raises(DataError, match="--max-length is 5 tokens"):
         encode([BATS], tokenizer, max_length=5)
 
 
@@ -298,7 +345,7 @@ def test_a_rejected_answer_with_the_tokens_of_the_chosen_one_is_left_out_with_a_
     tokenizer = small_tokenizer(chat_template=CHAT_TEMPLATE)  # it trims: "Yes " is "Yes"
     encoding = encode([Preference("Do bats see?", "Yes", ("No", "Yes "))], tokenizer, "chat")
     assert len(encoding.questions[0].rejected) == 1 and encoding.notes[SAME_TOKENS][0] == 1
-    with pytest.raises(DataError, match="no question has a pair whose answers differ"):
+    with pytest.raises(DataError, match="tokens of the chosen one, left out: 1$"):
         encode([Preference("Do bats see?", "Yes", ("Yes ",))], tokenizer, "chat")
 
 
@@ -403,5 +450,13 @@ def test_a_tokenizer_without_stop_token_or_template_is_refused():
     with pytest.raises(DataError, match="no chat template"):
         one(BATS, small_tokenizer(), "chat")
     shifting = "{% for m in messages %}{{ m.content }}{% endfor %}{{ add_generation_prompt }}"
-    with pytest.raises(DataError, match="does not continue its own prompt"):
+    with pytest.raises(DataError, match="ends an answer without a control token"):
         one(BATS, small_tokenizer(chat_template=shifting), "chat")
+    with pytest.raises(DataError, match="does not continue its own prompt"):
+        one(BATS, small_tokenizer(chat_template=CHAT_TEMPLATE + "{{ messages|length }}"), "chat")
+    shortening = CHAT_TEMPLATE.replace("m.content | trim", "m.content[:3]")
+    with pytest.raises(DataError, match="with the answer 'Bats see well'"):
+        one(BATS, small_tokenizer(chat_template=shortening), "chat")
+    for broken in ("{{ messages.none.none }}", "{% if %}", "{{ 1 + 'a' }}"):
+        with pytest.raises(DataError, match="chat template refuses it"):
+            one(BATS, small_tokenizer(chat_template=broken), "chat")

@@ -95,6 +95,12 @@ def test_rows_of_a_prompt_meet_wherever_they_stand_and_every_row_is_accounted_fo
     assert [p.rpartition(" ")[2] for p in notes[CONTRADICTED][1]] == ["2", "5"]
 
 
+def test_keys_that_collide_join_nothing_that_differs(rows, monkeypatch):
+    apart = load_preferences(str(rows))
+    monkeypatch.setattr("data.gather.text_key", lambda text: 7)
+    assert load_preferences(str(rows)) == apart
+
+
 def test_a_source_with_nothing_to_train_on_says_why(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "Why?", "chosen": "Yes", "rejected": "Yes"}\n')
