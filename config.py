@@ -211,7 +211,12 @@ class Config:
         path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
-def parse(argv: list[str] | None = None, program: str = "train.py") -> Config:
+def parse(
+    argv: list[str] | None = None,
+    program: str = "train.py",
+    does: str = "Fine-tune a language model with DPO through LoRA, then merge.",
+    positional: str | None = None,
+) -> Config:
     """Read the command line over the YAML file that `--config` may name over the defaults.
 
     Raises:
@@ -219,12 +224,14 @@ def parse(argv: list[str] | None = None, program: str = "train.py") -> Config:
     """
     parser = _Parser(
         prog=program,
-        description="Fine-tune a language model with DPO through LoRA, then merge.",
+        description=does,
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
     hints = get_type_hints(Config)
+    if positional:
+        parser.add_argument(positional, nargs="?", help=f"as --{positional}", default="auto")
     group: Any = parser
     for item in dataclasses.fields(Config):
         if item.metadata["group"]:
@@ -242,6 +249,8 @@ def parse(argv: list[str] | None = None, program: str = "train.py") -> Config:
             options["metavar"] = {int: "N", float: "X"}.get(options["type"], "TEXT")
         if kind is bool:  # a switch's default is that it is not given
             options["help"] = f"{options['help']}%(default).0s"
+        if item.name == positional:
+            options["default"] = argparse.SUPPRESS
         group.add_argument(_flag(item.name), dest=item.name, **options)
 
     first = parser.parse_args(argv)

@@ -61,10 +61,10 @@ class Steps(NamedTuple):
 
     def from_step(self, first: int = 0) -> Iterator[list[Pair]]:
         """Yield the pairs of each optimizer step, from step `first` on."""
-        n = self.pairs_per_step
+        n, an_epoch = self.pairs_per_step, self.an_epoch
         order: list[Pair] = []
         for step in range(first, self.total):
-            epoch, place = divmod(step, self.an_epoch)
+            epoch, place = divmod(step, an_epoch)
             if not order or not place:
                 order = epoch_order(self.counts, self.seed, epoch, self.shuffle)
             yield order[place * n : (place + 1) * n]

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from data.gather import Reading, Watch, loosely, text_key, unwatched
 from data.question import CUT, REPEATED, SAME_TOKENS, TOO_LONG, DataError, Note, Preference
-from data.table import ROWS_AT_ONCE, Table, as_notes, count_notes, key_of, write_rows
+from data.table import ROWS_AT_ONCE, Table, as_notes, count_notes, key_of, open_rows, write_rows
 from data.templates import Frame, Rendered, Template, chat_frame, render
 from data.trees import Tokens, fed_tokens
 
@@ -86,14 +86,11 @@ def encode(
         watch: shows progress.
 
     Raises:
-        DataError: no stop token is known, the template refuses a conversation, or no question is
-            left.
+        DataError: no stop token is known, the template refuses a conversation, no question is
+            left, or `file` cannot be written.
     """
-    if file is not None and file.exists():
-        import datasets
-
-        rows = datasets.Dataset.from_file(str(file))
-    else:
+    rows = open_rows(file)
+    if rows is None:
         formats = (prompt_format, answer_format)
         encoded = _rows(preferences, tokenizer, template, formats, max_length, truncate, watch)
         rows = write_rows(encoded, _features(), file)
@@ -263,16 +260,9 @@ def _guarded(text: str, hidden: dict[str, str], tokenizer: Any, frame: Frame) ->
     Raises:
         DataError: the tokenizer reads a name that people wrote as its control token in any case.
     """
-    pieces = [text]
-    for token in frame.control:
-        pieces = [
-            part
-            for piece in pieces
-            for part in ([piece] if piece in frame.control else _cut(piece, token))
-        ]
     ids: list[int] = []
-    for piece in pieces:
-        if piece in frame.control:
+    for number, piece in enumerate(frame.control.split(text)):
+        if number % 2:  # what the pattern found stands between the other pieces
             ids.append(tokenizer.convert_tokens_to_ids(piece))
             continue
         written = _restored(piece, hidden)
@@ -289,12 +279,6 @@ def _guarded(text: str, hidden: dict[str, str], tokenizer: Any, frame: Frame) ->
             )
         ids += read
     return tuple(ids)
-
-
-def _cut(text: str, token: str) -> Iterable[str]:
-    """Cut around every `token`: a<t>b -> a, <t>, b."""
-    first, *rest = text.split(token)
-    return [first, *(part for after in rest for part in (token, after))]
 
 
 def _as_encoded(row: dict[str, Any]) -> EncodedQuestion:

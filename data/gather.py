@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from data.table import (
     as_notes,
     count_notes,
     key_of,
+    open_rows,
     text_features,
     write_rows,
 )
@@ -80,25 +82,33 @@ def read_preferences(
     """
     opened = open_source(source, token)
     read = recognise(opened.columns, columns, source)
-    key = key_of(opened.key, read)
+    key = key_of(source, opened.key, read)
     small = folder is None or opened.size < SMALL
     file = None if small or folder is None else folder / f"{key}.questions.arrow"
-    if file is not None and file.exists():
-        import datasets
-
-        questions = datasets.Dataset.from_file(str(file))
-    else:
-        first = file and file.with_suffix(f".rows.{key}")
-        rows = write_rows(_parsed(opened, read, bool(columns), watch), text_features(), first)
-        questions = write_rows(_settled(rows, watch), text_features(), file)
-        if first:
-            first.unlink()
+    questions = open_rows(file)
+    if questions is None:
+        with tempfile.TemporaryDirectory(prefix="trie-dpo-", dir=_beside(file)) as scratch:
+            first = file and Path(scratch) / "rows.arrow"
+            rows = write_rows(_parsed(opened, read, bool(columns), watch), text_features(), first)
+            if open_source(source, token).key != opened.key:
+                raise DataError(f"{source} changed while it was read; start again")
+            questions = write_rows(_settled(rows, watch), text_features(), file)
     kept = np.flatnonzero(_lengths(questions, "rejected"))
     if not len(kept):
         left = "; ".join(f"{reason}: {n}" for reason, (n, _) in count_notes(questions).items())
         raise DataError(f"{source} holds no question{f' to train on: {left}' if left else ''}")
     table = Table(questions, as_preference, kept)
     return Reading(table, describe(read, opened.columns), key, small)
+
+
+def _beside(file: Path | None) -> Path | None:
+    """Return the folder for rows that are read but not yet gathered: that of `file`."""
+    if file is not None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise DataError(f"{file.parent} cannot be made: {error}") from error
+    return file and file.parent
 
 
 def choose_source() -> tuple[str, str]:
@@ -153,6 +163,7 @@ def settle(rows: Sequence[Preference]) -> list[Parsed]:
     firsts: dict[str, Preference] = {}
     for p in rows:
         firsts.setdefault(p.chosen, p)
+    category = next((p.category for p in rows if p.category), "")
     for first in firsts.values():
         known, noted = rejected[first.chosen], notes[first.chosen]
         noted += [Note(ON_BOTH_SIDES, first.place) for a in correct[first.chosen] if a in known]
@@ -164,7 +175,7 @@ def settle(rows: Sequence[Preference]) -> list[Parsed]:
                 first.chosen,
                 tuple(known),
                 tuple(correct[first.chosen]),
-                next((p.category for p in rows if p.category), ""),
+                category,
                 first.history,
                 first.verbatim,
                 first.place,
@@ -177,7 +188,7 @@ def settle(rows: Sequence[Preference]) -> list[Parsed]:
 def _parsed(
     opened: Source, columns: dict[str, str], given: bool, watch: Watch
 ) -> Iterator[dict[str, Any]]:
-    for place, row in watch(opened.rows(), "Reading rows", None):
+    for place, row in watch(opened.rows(list(columns.values())), "Reading rows", None):
         if not given and (late := late_column(row, opened.columns)):
             raise DataError(f"{place}: a column {late!r}, which the first rows lack; use --columns")
         yield _row(*parse_row(place, row, columns), place)

@@ -4,6 +4,7 @@ It reads a source and encodes it as a run with the same flags would, prints what
 trains nothing.
 """
 
+import io
 import sys
 
 from data.batches import split_by_prompt
@@ -24,10 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     from workspace import cache_folder, hub_token
 
     flags = sys.argv[1:] if argv is None else argv
-    if flags and not flags[0].startswith("-"):
-        flags = ["--data", *flags]
+    does = "Report how a source is read and encoded, and what is left out; train nothing."
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot write a letter shows its code
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        config = parse(flags, "python -m data.preferences SOURCE")
+        config = parse(flags, "python -m data.preferences", does, positional="data")
         source = "builtin" if config.data == "auto" else config.data
         model = "builtin" if config.model == "auto" else config.model
         folder, token = cache_folder("data"), hub_token()
@@ -42,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\npython -m data.preferences: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stdout = None
+        return 141
     except (DataError, UsageError, lora.ModelError) as error:
         if "--debug" in flags:
             raise

@@ -32,7 +32,7 @@ class Source(NamedTuple):
     """Rows that can be read again and again."""
 
     columns: list[str]
-    rows: Callable[[], Iterator[tuple[str, Row]]]  # (place, row)
+    rows: Callable[[list[str]], Iterator[tuple[str, Row]]]  # columns wanted -> (place, row)
     size: int  # bytes
     key: str  # changes when the content does
 
@@ -95,9 +95,9 @@ def _file(path: Path) -> Source:
         raise DataError(f"{path}: rows are read from {', '.join(SUFFIXES)}; convert it to one")
     lines = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(suffix, _json)
 
-    def rows() -> Iterator[tuple[str, Row]]:
+    def rows(wanted: list[str]) -> Iterator[tuple[str, Row]]:
         try:
-            yield from lines(path)
+            yield from lines(path, wanted)
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path} is no UTF-8 text (byte {error.start} of a block); save it as UTF-8"
@@ -114,7 +114,7 @@ def _file(path: Path) -> Source:
     elif lines is _parquet:
         columns = _parquet_file(path).schema_arrow.names
     else:  # the first rows tell; one that lacks a column complains itself
-        first = (row for row, _ in zip(rows(), range(100), strict=False))
+        first = (row for row, _ in zip(rows([]), range(100), strict=False))
         columns = list(dict.fromkeys(name for _, row in first for name in row))
     return Source(columns, rows, path.stat().st_size, key)
 
@@ -134,14 +134,14 @@ def _reader(path: Path, file: Any) -> Any:
     return csv.reader(file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
 
 
-def _csv(path: Path) -> Iterator[tuple[str, Row]]:
+def _csv(path: Path, wanted: list[str]) -> Iterator[tuple[str, Row]]:
     """Every record of a CSV, under the line that it ends on."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = _reader(path, file)
         try:
             names = next(reader)
             for cells in reader:
-                place = f"{path}, line {reader.line_num}"
+                place = f"{_shown(path)}, line {reader.line_num}"
                 if cells and len(cells) != len(names):
                     raise DataError(
                         f"{place}: {len(cells)} cells under {len(names)} columns "
@@ -157,17 +157,19 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
             ) from error
 
 
-def _json(path: Path) -> Iterator[tuple[str, Row]]:
+def _json(path: Path, wanted: list[str]) -> Iterator[tuple[str, Row]]:
     """Every object of a JSON list, or of a file that holds one object a line."""
     with path.open(encoding="utf-8-sig") as file:
         start = file.read(4096).lstrip()[:1]
         file.seek(0)
         if start == "[":
             values = _loads(file.read(), f"{path}")
-            numbered = ((f"{path}, row {i}", value) for i, value in enumerate(values, start=1))
+            numbered = (
+                (f"{_shown(path)}, row {i}", value) for i, value in enumerate(values, start=1)
+            )
         else:
             numbered = (
-                (f"{path}, line {i}", _loads(line, f"{path}, line {i}"))
+                (f"{_shown(path)}, line {i}", _loads(line, f"{_shown(path)}, line {i}"))
                 for i, line in enumerate(file, start=1)
                 if line.strip()
             )
@@ -201,18 +203,25 @@ def _parquet_file(path: Path) -> Any:
         raise DataError(f"{path} could not be read as Parquet: {first}") from error
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+def _parquet(path: Path, wanted: list[str]) -> Iterator[tuple[str, Row]]:
     import pyarrow
 
     number = 0
     try:
-        for batch in _parquet_file(path).iter_batches(batch_size=1000):
+        for batch in _parquet_file(path).iter_batches(batch_size=1000, columns=wanted):
             for row in batch.to_pylist():
                 number += 1
-                yield f"{path}, row {number}", row
-    except (OSError, pyarrow.ArrowException) as error:
+                yield f"{_shown(path)}, row {number}", row
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        if isinstance(error, DataError):
+            raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{path} could not be read behind row {number}: {first}") from error
+
+
+def _shown(path: Path) -> str:
+    """Return a path that can be printed and stored, whatever bytes its name has."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _short(value: Any) -> str:
@@ -278,8 +287,16 @@ def _dataset(name: str, described: str, load: Callable[[Any], Any]) -> Source:
         first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise DataError(f"{described} could not be read: {first}") from error
 
-    def rows() -> Iterator[tuple[str, Row]]:
-        for i, row in enumerate(dataset, start=1):
-            yield f"{name}, row {i}", row
+    def rows(wanted: list[str]) -> Iterator[tuple[str, Row]]:
+        number = 0  # columns that are not wanted may hold pictures, or anything
+        try:
+            for number, row in enumerate(dataset.select_columns(wanted), start=1):
+                yield f"{name}, row {number}", row
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(
+                f"{described} could not be read behind row {number}: {error}"
+            ) from error
 
     return Source(dataset.column_names, rows, dataset.data.nbytes, dataset._fingerprint)

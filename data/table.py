@@ -11,7 +11,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 
-from data.question import Note
+from data.question import DataError, Note
 
 Item = TypeVar("Item")
 ROWS_AT_ONCE = 1000
@@ -55,8 +55,34 @@ class Table(Sequence[Item], Generic[Item]):
         return self.dataset.data.column(name).to_numpy()[self.rows]
 
 
+def open_rows(file: Path | None) -> Any:
+    """Map what `write_rows` wrote; None where there is nothing, or nothing whole."""
+    import datasets
+    import pyarrow
+
+    if file is None or not file.exists():
+        return None
+    try:
+        with file.open("rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+        if digest == _digest_file(file).read_text(encoding="utf-8"):
+            return datasets.Dataset.from_file(str(file))
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException):
+        pass
+    print(f"The stored {file} is damaged and is made anew.", flush=True)
+    return None
+
+
+def _digest_file(file: Path) -> Path:
+    return file.with_suffix(".sha256")
+
+
 def write_rows(rows: Iterable[dict[str, Any]], features: dict[str, Any], file: Path | None) -> Any:
-    """Write rows to `file` in one step and map it, or keep them in memory; return the Dataset."""
+    """Write rows to `file` in one step and map it, or keep them in memory; return the Dataset.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     import datasets
     import pyarrow
     from datasets.arrow_writer import ArrowWriter
@@ -65,18 +91,29 @@ def write_rows(rows: Iterable[dict[str, Any]], features: dict[str, Any], file: P
     if file is None:
         table = pyarrow.Table.from_pylist(list(rows), schema=schema)
         return datasets.Dataset(datasets.table.InMemoryTable(table))
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # people's texts are their own
-    handle, beside = tempfile.mkstemp(dir=file.parent, suffix=".part")
-    os.close(handle)
+    beside = ""
     try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # people's texts are their own
+        handle, beside = tempfile.mkstemp(dir=file.parent, suffix=".part")
+        os.close(handle)
         with ArrowWriter(features=datasets.Features(features), path=beside) as writer:
             rows = iter(rows)
             while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
                 writer.write_table(pyarrow.Table.from_pylist(some, schema=schema))
             writer.finalize()
+        with open(beside, "rb") as written:
+            os.fsync(written.fileno())
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+        _digest_file(file).write_text(digest, encoding="utf-8")
         os.replace(beside, file)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(
+            f"the encoded data cannot be kept in {file.parent}: {error}; free space there, or set "
+            "XDG_CACHE_HOME to another folder"
+        ) from error
     finally:
-        Path(beside).unlink(missing_ok=True)
+        if beside:
+            Path(beside).unlink(missing_ok=True)
     return datasets.Dataset.from_file(str(file))
 
 

@@ -1,5 +1,6 @@
 """A preference as text: the plain template and the tokenizer's own chat template."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +23,7 @@ class Rendered(NamedTuple):
 class Frame(NamedTuple):
     """What a tokenizer's chat template puts around what people say."""
 
-    control: tuple[str, ...]  # the names that are obeyed, the longest first
+    control: re.Pattern[str]  # finds the names that are obeyed
     tail: str  # what follows the last answer
     stop: str  # the control token in it that ends the answer
 
@@ -54,7 +55,7 @@ def chat_frame(tokenizer: Any) -> Frame:
             "--template chat: the tokenizer's template ends an answer without a control token, so "
             "that a model could not learn to stop; use --template plain"
         )
-    return Frame(tuple(control), tail, min(found)[2])
+    return Frame(re.compile(f"({'|'.join(map(re.escape, control))})"), tail, min(found)[2])
 
 
 def render(
@@ -99,11 +100,10 @@ def render(
 def _chat(preference: Preference, tokenizer: Any, frame: Frame) -> Rendered:
     texts = [*(t.text for t in preference.history), preference.prompt, *preference.answers]
     hidden = _private_letters(texts, frame.control)
+    letters = {token: letter for letter, token in hidden.items()}
 
     def hide(text: str) -> str:
-        for letter, token in hidden.items():
-            text = text.replace(token, letter)
-        return text
+        return frame.control.sub(lambda found: letters[found[0]], text) if hidden else text
 
     turns = [{"role": turn.role, "content": hide(turn.text)} for turn in preference.history]
     turns.append({"role": "user", "content": hide(preference.prompt)})
@@ -138,9 +138,9 @@ def _apply(tokenizer: Any, turns: list[dict[str, str]], place: str, **more: bool
         ) from error
 
 
-def _private_letters(texts: Sequence[str], control: Sequence[str]) -> dict[str, str]:
+def _private_letters(texts: Sequence[str], control: re.Pattern[str]) -> dict[str, str]:
     """Give each control token that occurs in the texts a letter that does not."""
-    found = [token for token in control if any(token in text for text in texts)]
+    found = dict.fromkeys(token for text in texts for token in control.findall(text))
     if not found:
         return {}
     used = set().union(*texts)

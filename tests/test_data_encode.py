@@ -369,6 +369,12 @@ def test_every_kind_of_tokenizer_gives_one_bos_one_stop_and_the_ids_of_the_whole
             assert (q.prompt + answer).count(tokenizer.bos_token_id) == 1
 
 
+def test_the_largest_id_of_all_texts_is_known(tokenizer):
+    encoding = encode([BATS, LONG], tokenizer)
+    ids = [i for q in encoding.questions for a in q.answers for i in q.prompt + a]
+    assert encoding.largest_id == max(ids) > max(encoding.questions[0].prompt)
+
+
 def test_text_that_a_tokenizer_cannot_write_is_counted():
     encoding = encode([Preference("Why?", "Jäger", ("Both",))], small_tokenizer(kind="wordpiece"))
     assert encoding.unknown > 0

@@ -1,6 +1,7 @@
 """Sources: every format gives the same rows, and a place for each."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,8 @@ def test_a_large_source_is_stored_and_reads_the_same_the_second_time(tmp_path, n
     monkeypatch.setattr("data.gather.SMALL", 0)
     WRITERS[name](tmp_path / name)
     first = read_preferences(str(tmp_path / name), folder=tmp_path / "cache")
-    (file,) = (tmp_path / "cache").iterdir()  # nothing half-made beside it
+    file, digest = sorted((tmp_path / "cache").iterdir())  # nothing half-made beside them
+    assert (file.suffix, digest.suffix) == (".arrow", ".sha256")
     monkeypatch.setattr("data.gather.parse_row", None)  # the second time nothing is parsed
     second = read_preferences(str(tmp_path / name), folder=tmp_path / "cache")
     assert triples(first.preferences) == triples(second.preferences) == EXPECTED
@@ -82,6 +84,68 @@ def test_another_content_or_reading_is_stored_anew(tmp_path, monkeypatch):
     assert len(set(keys)) == 3
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "one bit", "no digest"])
+def test_a_damaged_store_is_named_and_made_anew(tmp_path, monkeypatch, capsys, damage):
+    monkeypatch.setattr("data.gather.SMALL", 0)
+    WRITERS["rows.jsonl"](tmp_path / "rows.jsonl")
+
+    def read():
+        return triples(
+            read_preferences(str(tmp_path / "rows.jsonl"), folder=tmp_path / "cache").preferences
+        )
+
+    read()
+    (file,) = (tmp_path / "cache").glob("*.arrow")
+    whole = file.read_bytes()
+    flipped = bytes([whole[len(whole) // 2] ^ 1])
+    contents = {
+        "cut": whole[:-20], "empty": b"", "zeros": bytes(len(whole)),
+        "one bit": whole[: len(whole) // 2] + flipped + whole[len(whole) // 2 + 1 :],
+    }  # fmt: skip
+    if damage == "no digest":
+        file.with_suffix(".sha256").unlink()
+    else:
+        file.write_bytes(contents[damage])
+    assert read() == EXPECTED
+    assert f"The stored {file} is damaged" in capsys.readouterr().out
+    assert file.read_bytes() == whole
+
+
+def test_a_source_that_changes_while_it_is_read_is_not_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.gather.SMALL", 0)
+    path = tmp_path / "rows.jsonl"
+    WRITERS["rows.jsonl"](path)
+
+    def meanwhile(rows, label, total):
+        for row in rows:
+            path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+            yield row
+
+    with pytest.raises(DataError, match="rows.jsonl changed while it was read"):
+        read_preferences(str(path), folder=tmp_path / "cache", watch=meanwhile)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_store_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.gather.SMALL", 0)
+    WRITERS["rows.jsonl"](tmp_path / "rows.jsonl")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="file/cache cannot be made"):
+        read_preferences(str(tmp_path / "rows.jsonl"), folder=tmp_path / "file" / "cache")
+
+
+def test_two_processes_may_store_the_same_source_at_once(tmp_path):
+    WRITERS["rows.jsonl"](tmp_path / "rows.jsonl")
+    code = (
+        "import pathlib, data.gather; data.gather.SMALL = 0\n"
+        "r = data.read_preferences('rows.jsonl', folder=pathlib.Path('store'))\n"
+        "print(len(r.preferences))"
+    )
+    with ThreadPoolExecutor() as pool:
+        runs = list(pool.map(lambda _: python_process(tmp_path, ["-c", code]), range(3)))
+    assert [run.stdout for run in runs] == ["3\n"] * 3, [run.stderr for run in runs]
+
+
 def test_a_killed_reading_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
     monkeypatch.setattr("data.gather.SMALL", 0)
     WRITERS["rows.jsonl"](tmp_path / "rows.jsonl")
@@ -93,8 +157,7 @@ def test_a_killed_reading_leaves_nothing_that_looks_complete(tmp_path, monkeypat
 
     with pytest.raises(KeyboardInterrupt):
         read_preferences(str(tmp_path / "rows.jsonl"), folder=tmp_path / "cache", watch=killed)
-    assert not list((tmp_path / "cache").glob("*.questions.arrow"))
-    assert not list((tmp_path / "cache").glob("*.part"))
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_several_splits_of_a_folder_are_named(tmp_path):
