@@ -370,9 +370,11 @@ def test_every_kind_of_tokenizer_gives_one_bos_one_stop_and_the_ids_of_the_whole
 
 
 def test_the_largest_id_of_all_texts_is_known(tokenizer):
-    encoding = encode([BATS, LONG], tokenizer)
-    ids = [i for q in encoding.questions for a in q.answers for i in q.prompt + a]
-    assert encoding.largest_id == max(ids) > max(encoding.questions[0].prompt)
+    long = "What is heavier, a pound of lead or a pound of feathers? Both weigh the same"
+    encoding = encode([Preference("?", "No", (long,)), Preference("?", "No", ("Yes",))], tokenizer)
+    prompts = [i for q in encoding.questions for i in q.prompt]
+    answers = [i for q in encoding.questions for a in q.answers for i in a]
+    assert encoding.largest_id == max(answers) > max(prompts)
 
 
 def test_text_that_a_tokenizer_cannot_write_is_counted():
