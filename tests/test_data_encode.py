@@ -371,7 +371,8 @@ def test_every_kind_of_tokenizer_gives_one_bos_one_stop_and_the_ids_of_the_whole
 
 def test_the_largest_id_of_all_texts_is_known(tokenizer):
     long = "What is heavier, a pound of lead or a pound of feathers? Both weigh the same"
-    encoding = encode([Preference("?", "No", (long,)), Preference("?", "No", ("Yes",))], tokenizer)
+    two = [Preference("?", "No", (long,)), Preference("?", "No", ("Yes",))]
+    encoding = encode(two, tokenizer, prompt_format="{}")
     prompts = [i for q in encoding.questions for i in q.prompt]
     answers = [i for q in encoding.questions for a in q.answers for i in a]
     assert encoding.largest_id == max(answers) > max(prompts)
