@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -20,6 +20,9 @@ from dpo.schedule import Schedule
 from lora.quantise import Quantise
 
 KEYWORDS = ("auto", "builtin", "truthfulqa")  # what --model and --data take besides paths and ids
+MAY_CHANGE = (
+    "device", "save_every", "keep", "skip_nonfinite", "merge", "merge_dtype",
+)  # fmt: skip
 Number = TypeVar("Number", int, float)
 
 
@@ -88,6 +91,10 @@ class Config:
     seed: int = flag(0, "of the split, the order, A and the dropout")
 
     output_dir: str | None = flag(None, "a new folder; default runs/DATE-TIME", "run")
+    save_every: int = flag(50, "optimizer steps between checkpoints")
+    keep: int = flag(2, "checkpoints that are kept")
+    resume: str | None = flag(None, "go on: a run's folder, a checkpoint, or that of --output-dir")
+    skip_nonfinite: bool = flag(False, "skip steps whose loss or gradient is not finite, counted")
     merge: bool = flag(True, "skip the merged model")
     merge_dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag("auto", "of merged/")
     debug: bool = flag(False, "show tracebacks")
@@ -119,6 +126,8 @@ class Config:
             ("warmup_ratio", 0 <= self.warmup_ratio <= 1, "0 to 1"),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
+            ("save_every", self.save_every >= 1, "1 or more"),
+            ("keep", self.keep >= 1, "1 or more"),
             ("seed", 0 <= self.seed < 2**63, "0 or more and below 2^63"),
         ]
         ranges += [
@@ -193,22 +202,37 @@ class Config:
                 raise UsageError(f"{_flag(name)} {text!r} is not NAME=NUMBER with a number above 0")
         return found
 
-    def save(self, path: Path) -> None:
-        """Write every setting but the output folder, so that `--config` repeats the run anew.
+    def changes(self, earlier: Mapping[str, Any]) -> str:
+        """Say what differs from the settings of a run that this one would continue; "" if nothing.
 
-        Local paths are written whole: the run can be repeated from any folder.
+        Free to change: how long, on what device, what is saved. Epochs and steps may only grow.
         """
+        changed = []
+        for name, value in self.settings().items():
+            before = earlier.get(name, value)
+            grown = name in ("epochs", "max_steps") and (value or math.inf) >= (before or math.inf)
+            if value != before and name not in MAY_CHANGE and not grown:
+                changed.append(f"{_flag(name)} was {before} and is {value}")
+        return ", ".join(changed)
+
+    def settings(self) -> dict[str, Any]:
+        """Return every setting that repeats the run, as plain values; local paths are whole."""
         settings: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
-            if name not in ("output_dir", "debug")
+            if name not in ("output_dir", "debug", "resume")
         }
         for name in ("model", "adapter", "data"):
             value = settings[name]
             local = Path(value).expanduser() if value not in (None, *KEYWORDS) else None
             if local and local.exists():
                 settings[name] = str(local.resolve())
-        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        return settings
+
+    def save(self, path: Path) -> None:
+        """Write the settings, so that `--config` repeats the run anew, from any folder."""
+        text = yaml.safe_dump(self.settings(), sort_keys=False)
+        path.write_text(text, encoding="utf-8")
 
 
 def parse(
@@ -247,6 +271,8 @@ def parse(
         else:
             options["type"] = next((t for t in get_args(kind) if t is not type(None)), kind)
             options["metavar"] = {int: "N", float: "X"}.get(options["type"], "TEXT")
+        if item.name == "resume":
+            options |= {"nargs": "?", "const": "", "metavar": "DIR"}
         if kind is bool:  # a switch's default is that it is not given
             options["help"] = f"{options['help']}%(default).0s"
         if item.name == positional:
@@ -254,6 +280,11 @@ def parse(
         group.add_argument(_flag(item.name), dest=item.name, **options)
 
     first = parser.parse_args(argv)
+    if first.resume is not None and not first.config:
+        run = _run_folder(first.resume, first.output_dir)
+        parser.set_defaults(output_dir=str(run))
+        if (run / "config.yaml").is_file():
+            parser.set_defaults(**_read_yaml(run / "config.yaml", hints))
     if first.config:
         parser.set_defaults(**_read_yaml(Path(first.config), hints))
     settings = vars(parser.parse_args(argv))
@@ -262,6 +293,25 @@ def parse(
     config = Config(**values)
     config.validate()
     return config
+
+
+def _run_folder(resume: str, output_dir: str | None) -> Path:
+    """Return the run that `--resume` means: its folder, a checkpoint's run, or --output-dir.
+
+    Raises:
+        UsageError: neither is given, or there is no such folder.
+    """
+    named = resume or output_dir
+    if not named:
+        raise UsageError("--resume needs the run's folder: --resume RUN, or --output-dir RUN")
+    path = Path(named)
+    if resume and output_dir and Path(output_dir).resolve() not in path.resolve().parents:
+        if Path(output_dir).resolve() != path.resolve():
+            raise UsageError(f"--resume {resume} is no part of --output-dir {output_dir}; give one")
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    if resume and not run.is_dir():
+        raise UsageError(f"--resume {resume}: there is no such folder")
+    return run
 
 
 def _flag(name: str) -> str:

@@ -20,13 +20,18 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Count done units of a known total, with their rate and the time left."""
 
-    def __init__(self, label: str, total: int | None, unit: str) -> None:
-        self.label, self.total, self.unit, self.done = label, total, unit, 0
+    def __init__(self, label: str, total: int | None, unit: str, done: int = 0) -> None:
+        self.label, self.total, self.unit, self.done, self.before = label, total, unit, done, done
         self.started = self.printed = time.monotonic()
         self.bar = None
         if sys.stdout.isatty():
             self.bar = tqdm(
-                total=total, desc=label, unit=f" {unit}", file=sys.stdout, dynamic_ncols=True
+                total=total,
+                initial=done,
+                desc=label,
+                unit=f" {unit}",
+                file=sys.stdout,
+                dynamic_ncols=True,
             )
 
     def advance(self, count: int, note: str = "") -> None:
@@ -39,7 +44,7 @@ class Progress:
         now = time.monotonic()
         if now - self.printed >= SECONDS_BETWEEN_LINES or self.done == self.total:
             self.printed = now
-            rate = self.done / max(now - self.started, 1e-9)
+            rate = (self.done - self.before) / max(now - self.started, 1e-9)
             of = left = ""
             if self.total is not None:
                 of, left = f"/{self.total}", f", {(self.total - self.done) / rate:.0f} s left"

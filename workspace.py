@@ -1,37 +1,103 @@
 """The run's surroundings: its folder, the Hub token, the clock, the memory it took."""
 
+import atexit
+import contextlib
+import fcntl
 import json
 import os
 import resource
+import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from dotenv import dotenv_values
 from platformdirs import user_cache_path
 
-from config import UsageError
+from config import Config, UsageError
+from data.batches import Steps
 
 
-def new_folder(name: str | None) -> Path:
-    """Return the path of a run's folder, not yet made.
+class Stopped(BaseException):
+    """A signal asked the run to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Stop:
+    """SIGINT and SIGTERM while a run goes on, as a context.
+
+    Where the run is `patient`, between whose steps it can be saved, the first signal is only noted
+    for it to see; a second one, or any signal elsewhere, leaves at once.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.patient = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: object) -> None:
+        if self.received or not self.patient:
+            raise Stopped(number)
+        self.received = number
+        print("\nFinishing this step, to save it; once more leaves at once.", flush=True)
+
+
+@contextmanager
+def claimed(name: str | None, resume: bool = False) -> Iterator[Path]:
+    """Make a run's folder and keep other runs out of it until the block ends.
+
+    The lock is the system's: a process that died holds none.
 
     Raises:
-        UsageError: it holds something already, or could not be made.
+        UsageError: the folder holds something already and is not resumed, cannot be made, or is
+            in use by another run.
     """
     folder = Path(name or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(
-            f"--output-dir {folder} exists and is not empty; name another or remove it first"
-        )
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output-dir {folder} is a file; name a folder")
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UsageError(f"--output-dir {folder} cannot be made: {parent} is not writable")
-    return folder
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            made = False
+            raise UsageError(f"--output-dir {folder} is in use by another run") from None
+        if not resume and any(folder.iterdir()):
+            raise UsageError(
+                f"--output-dir {folder} exists and is not empty; name another, remove it first "
+                f"or go on with --resume {folder}"
+            )
+        yield folder
+    finally:
+        if made and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()  # nothing came of it
+        os.close(handle)
 
 
 def hub_token() -> str | None:
@@ -44,11 +110,13 @@ def hub_token() -> str | None:
 def cache_folder(name: str) -> Path:
     """Return a folder that outlives the run, or a temporary one where none can be made."""
     folder = user_cache_path("trie-dpo") / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="trie-dpo-"))
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="trie-dpo-"))
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if os.access(folder, os.W_OK):
+        return folder
+    temporary = tempfile.mkdtemp(prefix="trie-dpo-")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return Path(temporary)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,17 +126,38 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(beside, path)
 
 
+def metrics_log(folder: Path | None, step: int) -> TextIO:
+    """Open the log of a run to go on at `step`: lines from there on are of a part that was lost.
+
+    Without a folder nothing is kept.
+    """
+    if folder is None:
+        return open(os.devnull, "w", encoding="utf-8")
+    path, kept = folder / "metrics.jsonl", []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] < step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                break  # the line that a kill cut off
+    beside = path.with_name(f".{path.name}")
+    beside.write_text("".join(kept), encoding="utf-8")
+    os.replace(beside, path)
+    return path.open("a", encoding="utf-8")
+
+
 class Clock:
     """Seconds that each named part of the run took."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
+        self.seconds = dict(seconds or {})
         self._last = time.monotonic()
 
     def lap(self, name: str) -> None:
         """Book the time since the last call under `name`."""
         now = time.monotonic()
-        self.seconds[name] = now - self._last
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
 
 
@@ -78,3 +167,28 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+
+def summary(
+    config: Config,
+    model: str,
+    device: torch.device,
+    steps: Steps,
+    clock: Clock,
+    tokens: dict[str, int],
+    skipped: int,
+) -> dict[str, Any]:
+    """Return what summary.json holds; speed counts the reference pass."""
+    busy = clock.seconds["reference"] + clock.seconds["train"]
+    return {
+        "pairs": steps.pairs,
+        "steps": steps.total,
+        "skipped": skipped,
+        "seconds": clock.seconds,
+        "pairs_per_second": steps.pairs / busy,
+        "peak_memory_bytes": peak_memory(device),
+        "tokens": tokens,
+        "model": model,
+        "data": config.data,
+        "merged": config.merge,
+    }

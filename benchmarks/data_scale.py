@@ -54,7 +54,7 @@ def measure(path, cache):
         while not done.wait(0.05):
             peak[0] = max(peak[0], own_memory())
 
-    tokenizer = lora.load_tokenizer("builtin")
+    tokenizer, _ = lora.load_tokenizer("builtin")
     start = own_memory()
     watcher = threading.Thread(target=watch_memory)
     watcher.start()

@@ -10,6 +10,7 @@ from data.batches import (
 )
 from data.encode import EncodedQuestion, Encoding, encode, encoding_file, of_all_lengths
 from data.gather import Reading, choose_source, load_preferences, read_preferences
+from data.prepare import Prepared, prepare
 from data.question import DataError, Preference, Turn
 from data.report import Report, examine
 from data.table import Table
@@ -28,6 +29,7 @@ __all__ = [
     "Encoding",
     "PairBatch",
     "Preference",
+    "Prepared",
     "Reading",
     "Report",
     "Steps",
@@ -46,6 +48,7 @@ __all__ = [
     "load_preferences",
     "micro_batches",
     "of_all_lengths",
+    "prepare",
     "question_tries",
     "read_preferences",
     "split_by_prompt",

@@ -56,7 +56,11 @@ class Steps(NamedTuple):
     @property
     def pairs(self) -> int:
         """The pairs of all steps; one counts in each epoch that it is seen in."""
-        epochs, steps = divmod(self.total, self.an_epoch)
+        return self.pairs_before(self.total)
+
+    def pairs_before(self, step: int) -> int:
+        """Count the pairs of the steps before this one."""
+        epochs, steps = divmod(min(step, self.total), self.an_epoch)
         return epochs * sum(self.counts) + min(steps * self.pairs_per_step, sum(self.counts))
 
     def from_step(self, first: int = 0) -> Iterator[list[Pair]]:
@@ -124,21 +128,24 @@ def step_batches(
     token_budget: int,
     shared: bool = True,
     weight_by: WeightBy = "pair",
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[PairBatch]:
     """Yield the micro-batches of one optimizer step; pairs of a question meet in one trie.
+
+    Of several processes, number `share[0]` of `share[1]` gets every so manyth question.
 
     `weight_by="question"` gives a pair 1 / K of its question's weight, where the question has K
     rejected answers in all, so that every question weighs the same in an epoch.
     """
     by_question = gather(pairs)
     numbers = {q: [0, *(1 + k for k in rejected)] for q, rejected in by_question.items()}
-    order = list(by_question)
-    read = {q: questions[q] for q in order}
+    read = {q: questions[q] for q in by_question}
+    order = list(by_question)[share[0] :: share[1]]
     tries = [
         question_tries(read[q].prompt, [read[q].trained[a] for a in numbers[q]], shared)
         for q in order
     ]
-    shares = {q: 1.0 if weight_by == "pair" else 1 / len(read[q].rejected) for q in order}
+    shares = {q: 1.0 if weight_by == "pair" else 1 / len(read[q].rejected) for q in read}
     whole = sum(shares[q] for q, _ in pairs)
     for group in micro_batches(tries, token_budget):
         answers = [(order[g], a) for g in group for a in numbers[order[g]]]

@@ -110,6 +110,9 @@ def parse_row(place: str, row: Mapping[str, Any], columns: Columns) -> Parsed:
     Raises:
         DataError: a value is neither text nor messages where one is needed.
     """
+    for role in ("prompt", "chosen", "rejected", "completions"):
+        if role in columns and columns[role] not in row:
+            raise DataError(f"{place}: no {columns[role]!r}, which is the {role}; add it")
     cell = {role: _Cell(place, name, row.get(name)) for role, name in columns.items()}
     truthfulqa = _plainly(columns.get("chosen", "")) == "best_answer"
     if "completions" in cell:

@@ -175,12 +175,15 @@ def _rows(
                     notes.append(Note(CUT, p.place))
                 else:
                     question = question._replace(rejected=())
-                    notes.append(Note(TOO_LONG, f"{p.place} {p.prompt!r}".strip()[:120]))
+                    notes.append(Note(TOO_LONG, f"{p.place} {p.prompt[:60]!r}".strip()))
+            asked = [turn.text for turn in p.history if turn.role == "user"]
             ids = list(itertools.chain(question.prompt, *question.answers))
             yield {
                 **question._asdict(),
+                "place": p.place,
                 "row": number,
-                "key": text_key(loosely("\n".join([*(t.text for t in p.history), p.prompt]))),
+                "ids_key": text_key(repr(question)),
+                "key": text_key(loosely("\n".join([*asked, p.prompt]))),
                 "chosen_key": text_key(loosely(p.chosen)),
                 "pairs": len(question.rejected),
                 "prompt_length": len(question.prompt),
@@ -295,14 +298,15 @@ def _features() -> dict[str, Any]:
 
     ids, number = List(Value("int32")), Value("int64")
     numbers = (
-        "row", "key", "chosen_key", "pairs", "prompt_length", "length", "as_pairs", "as_trees",
-        "as_tries", "merges", "unknown", "largest_id",
+        "row", "ids_key", "key", "chosen_key", "pairs", "prompt_length", "length", "as_pairs",
+        "as_trees", "as_tries", "merges", "unknown", "largest_id",
     )  # fmt: skip
     return {
         "prompt": ids,
         "chosen": ids,
         "rejected": List(ids),
         "correct": List(ids),
+        "place": Value("string"),
         **{name: number for name in numbers},
         "notes": List({"reason": Value("string"), "place": Value("string")}),
     }

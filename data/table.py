@@ -50,6 +50,10 @@ class Table(Sequence[Item], Generic[Item]):
         """Return the items with these numbers, as a table over the same rows."""
         return type(self)(self.dataset, self.read, self.rows[np.asarray(numbers, dtype=np.int64)])
 
+    def place(self, i: int) -> str:
+        """Return where an item was read from: its file and line."""
+        return str(self.dataset[int(self.rows[i])]["place"])
+
     def column(self, name: str) -> Any:
         """Return one number of every item, as an array."""
         return self.dataset.data.column(name).to_numpy()[self.rows]

@@ -6,9 +6,13 @@ May import `data`, never `lora`: a model with adapters is a model.
 from dpo.evaluate import Metrics, evaluate
 from dpo.logps import answer_logps, edge_logps
 from dpo.loss import DPOLoss, check_loss, dpo_loss
-from dpo.metrics import pair_columns, step_metrics
+from dpo.memory import OutOfMemory, within_memory
+from dpo.metrics import in_short, not_finite, pair_columns, step_metrics
 from dpo.reference import (
+    Scores,
+    anchors,
     answer_key,
+    asked,
     base_fingerprint,
     missing,
     read_cache,
@@ -17,28 +21,43 @@ from dpo.reference import (
     write_cache,
 )
 from dpo.schedule import Schedule, schedule_factor
-from dpo.selfcheck import NumericError, SelfCheck, check_sharing
+from dpo.selfcheck import (
+    NumericError,
+    SelfCheck,
+    check_sharing,
+    largest_activation,
+    where_not_finite,
+)
 
 __all__ = [
     "DPOLoss",
     "Metrics",
     "NumericError",
+    "OutOfMemory",
     "Schedule",
+    "Scores",
     "SelfCheck",
+    "anchors",
     "answer_key",
     "answer_logps",
+    "asked",
     "base_fingerprint",
     "check_loss",
     "check_sharing",
     "dpo_loss",
     "edge_logps",
     "evaluate",
+    "in_short",
+    "largest_activation",
     "missing",
+    "not_finite",
     "pair_columns",
     "read_cache",
     "schedule_factor",
     "score_answers",
     "scoring_batches",
     "step_metrics",
+    "where_not_finite",
+    "within_memory",
     "write_cache",
 ]

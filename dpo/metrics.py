@@ -1,5 +1,8 @@
 """What a training step logs, under the field's names."""
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -39,3 +42,16 @@ def step_metrics(columns: Tensor) -> dict[str, float]:
     }
     means = {name: float(values.double().mean()) for name, values in logged.items()}
     return {"loss": float((loss.double() * weights).sum()), **means}
+
+
+def not_finite(metrics: Mapping[str, float]) -> str:
+    """Say which of a step's metrics are not finite; "" if all are."""
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+    return f"{', '.join(wrong)} not finite" if wrong else ""
+
+
+def in_short(metrics: Mapping[str, float]) -> str:
+    """Say how a step went, in a few words."""
+    if "loss" not in metrics:
+        return f"{metrics['skipped']} steps skipped"
+    return f"loss {metrics['loss']:.3f}, accuracy {metrics['rewards/accuracies']:.2f}"

@@ -4,21 +4,25 @@ An entry is one answer after one prompt, so that another split, seed or learning
 computed before. A cache file holds the entries of one base model in one dtype.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import math
 import os
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from data.batches import micro_batches
+from data.encode import EncodedQuestion
 from data.trees import Tokens, TreeBatch, collate, question_tries
 from dpo.logps import answer_logps
+from dpo.memory import within_memory
 
 QUESTIONS_AT_ONCE = 4096
 Scores = Mapping[str, float]  # answer_key -> log pi(y|x), nats
@@ -27,6 +31,27 @@ Scores = Mapping[str, float]  # answer_key -> log pi(y|x), nats
 def answer_key(prompt: Tokens, answer: Tokens) -> str:
     """Name an answer by its token ids and its prompt's."""
     return hashlib.sha256(f"{prompt} {answer}".encode()).hexdigest()[:32]
+
+
+def asked(
+    share: Callable[[Iterable[Any]], Iterable[Any]],
+    *sides: tuple[Iterable[EncodedQuestion], Literal["answers", "trained"]],
+) -> Callable[[], Iterator[tuple[Tokens, Iterable[Tokens]]]]:
+    """Return what yields (prompt, answers) of the questions of each side, this process' share.
+
+    A side is its questions and which of their answers to score: all, or those that are trained.
+    """
+
+    def questions() -> Iterator[tuple[Tokens, Iterable[Tokens]]]:
+        for side, which in sides:
+            yield from ((q.prompt, getattr(q, which)) for q in share(side))
+
+    return questions
+
+
+def anchors(answers: Iterable[tuple[Tokens, Tokens]], scores: Scores | None) -> list[float]:
+    """Return the reference's score of each (prompt, answer); zeros without a reference."""
+    return [0.0 if scores is None else scores[answer_key(*ids)] for ids in answers]
 
 
 def missing(
@@ -84,9 +109,14 @@ def score_answers(
     """
     total = sum(len(new) for _, new in missing(known, questions()))
     scores: dict[str, float] = {}
-    for keys, batch in watch(scoring_batches(known, questions(), token_budget, shared), total):
-        logps = answer_logps(model, batch.to(model.device))
-        scores.update(zip(keys, logps.tolist(), strict=True))
+
+    def score(budget: int) -> None:  # what is scored already stays, where memory runs out
+        unknown = scoring_batches(ChainMap(scores, dict(known)), questions(), budget, shared)
+        for keys, batch in watch(unknown, total - len(scores)):
+            logps = answer_logps(model, batch.to(model.device))
+            scores.update(zip(keys, logps.tolist(), strict=True))
+
+    within_memory(score, token_budget)
     return scores
 
 
@@ -105,18 +135,29 @@ def base_fingerprint(model: Any) -> str:
 
 
 def read_cache(file: Path) -> dict[str, float]:
-    """Return the scores in `file`; one that is missing or damaged knows nothing."""
+    """Return the scores in `file`; one that is missing or damaged knows nothing, and is named."""
     try:
         scores = json.loads(file.read_text(encoding="utf-8"))
         return {str(k): float(score) for k, score in scores.items() if math.isfinite(score)}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        print(f"The reference's cache {file} is damaged and is made anew ({error}).", flush=True)
         return {}
 
 
 def write_cache(file: Path, scores: Scores) -> None:
-    """Replace `file` in one step, so that a reader never sees half of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Replace `file` in one step, so that a reader never sees half of it.
+
+    A cache that cannot be written costs time and no result: it is said, and no error.
+    """
     beside = file.with_name(f"{file.name}.{os.getpid()}")
     finite = {key: score for key, score in scores.items() if math.isfinite(score)}
-    beside.write_text(json.dumps(finite), encoding="utf-8")
-    os.replace(beside, file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(finite), encoding="utf-8")
+        os.replace(beside, file)
+    except OSError as error:
+        print(f"The reference is not cached: {error}", flush=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ Tree masks, positions and the head are read off a model's configuration. Where t
 for an architecture, training falls back to plain padded rows through the model's own forward.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import torch
 
 from data.encode import EncodedQuestion
 from data.question import DataError
-from data.trees import collate, question_tries
+from data.table import Table
+from data.trees import TreeBatch, collate, question_tries
 from dpo.logps import answer_logps
 
 # Nats a token. Gemma 3 270M in bfloat16: honest rounding gives .005 to .008, and letting each token
@@ -76,3 +78,42 @@ def check_sharing(
     if mean <= TOLERANCE.get(model.dtype, 1e-4):  # NaN does not pass
         return SelfCheck(True, f"tries equal plain rows within {mean:.1g} nats a token")
     return SelfCheck(False, f"tries differ from plain rows by {mean:.2g} nats a token")
+
+
+@torch.no_grad()
+def largest_activation(model: Any, trees: TreeBatch) -> tuple[str, float]:
+    """Return (module, size) of the largest output in a forward pass, the first that is not finite.
+
+    Where a loss or a gradient is not finite, this is where to look.
+    """
+    found: list[tuple[str, float]] = []
+    names = {module: name for name, module in model.named_modules() if not list(module.children())}
+
+    def look(module: Any, _: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.is_floating_point():
+            largest = float(output.abs().max())
+            found.append((names[module], largest if math.isfinite(largest) else math.inf))
+
+    hooks = [module.register_forward_hook(look) for module in names]
+    try:
+        answer_logps(model, trees)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(found, key=lambda item: item[1], default=("", 0.0))
+
+
+def where_not_finite(
+    model: Any, questions: Table[EncodedQuestion], pairs: Sequence[tuple[int, int]]
+) -> str:
+    """Name the questions of a step and the module with the largest activations in it."""
+    places = dict.fromkeys(questions.place(q) or str(q) for q, _ in pairs)
+    largest = ("", 0.0)
+    for q in dict.fromkeys(q for q, _ in pairs):
+        trees = collate(question_tries(questions[q].prompt, questions[q].trained))
+        largest = max(
+            largest, largest_activation(model, trees.to(model.device)), key=lambda x: x[1]
+        )
+    return (
+        f"questions {', '.join(places)}; the largest activation, {largest[1]:.3g}, in {largest[0]}"
+    )

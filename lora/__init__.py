@@ -16,6 +16,7 @@ from lora.base import (
     choose_device,
     choose_dtype,
     choose_model,
+    length_limit,
     load_base,
     load_tokenizer,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "choose_dtype",
     "choose_model",
     "copy_adapter",
+    "length_limit",
     "load_adapter",
     "load_base",
     "load_tokenizer",

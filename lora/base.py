@@ -144,21 +144,31 @@ def load_base(
     return Base(model, tokenizer, str(folder) if local else name, revision)
 
 
-def load_tokenizer(name: str, revision: str | None = None, token: str | None = None) -> Any:
-    """Load a model's tokenizer without its weights.
+def load_tokenizer(
+    name: str, revision: str | None = None, token: str | None = None
+) -> tuple[Any, int | None]:
+    """Load a model's tokenizer without its weights; return it and the longest text it reads.
 
     Raises:
         ModelError: as `load_base`.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     files = FILES[1:]
     folder = builtin_folder() if name == "builtin" else model_folder(name, revision, token, files)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return tokenizer, length_limit(config)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"--model {name} has no tokenizer that can be read: {reason}") from error
+
+
+def length_limit(config: Any) -> int | None:
+    """Return how many tokens a model of this configuration reads at most, if it says so."""
+    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit
 
 
 def model_folder(

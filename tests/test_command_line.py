@@ -103,7 +103,10 @@ def test_the_help_names_every_setting_with_its_default(capsys):
 def test_a_folder_that_holds_something_is_never_written_into(tmp_path, capsys):
     (tmp_path / "summary.json").write_text("{}")
     assert train.main(["--output-dir", str(tmp_path)]) == 2
-    assert "is not empty; name another or remove it" in capsys.readouterr().err
+    assert (
+        "is not empty; name another, remove it first or go on with --resume"
+        in capsys.readouterr().err
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
     assert train.main(["--output-dir", str(tmp_path / "summary.json" / "x")]) == 2
 
@@ -116,7 +119,7 @@ def test_an_empty_folder_may_be_given(tmp_path, model_folder, questions_csv):
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(monkeypatch, capsys):
-    def interrupted(config):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "run", interrupted)

@@ -157,6 +157,7 @@ REFUSED = {
     "two-chosen.jsonl": (line(chosen=["Yes", "Sure"]), "column 'chosen': .*one chosen answer"),
     "no-chosen.jsonl": (line(chosen=[]), "column 'chosen': .*one chosen answer"),
     "category.jsonl": (line(category=["c"]), "column 'category': .*list where text"),
+    "misspelt.jsonl": (GOOD + '{"prompt": "Why?", "chosn": "Yes", "rejected": "No"}', "line 2: no 'chosen'"),
     "late-column.jsonl": (line() * 120 + line(system="s"), "line 121: a column 'system', which the first"),
     "long-number.jsonl": ("[" + "9" * 5000 + "]", "not valid JSON"),
     "half-surrogate.jsonl": (

@@ -189,7 +189,7 @@ GEMMA_CHAT = (
 @pytest.fixture(scope="module")
 def gemma():
     """The built-in model's own tokenizer: SentencePiece, 262,144 pieces."""
-    return load_tokenizer("builtin")
+    return load_tokenizer("builtin")[0]
 
 
 def test_gemmas_own_tokenizer_in_plain_text(gemma):

@@ -72,6 +72,15 @@ def test_the_split_says_what_stands_on_both_sides(source):
     assert "; 0 of their prompts" in lines["held out"]
 
 
+def test_a_prompt_under_two_system_messages_is_held_out_with_both(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = {"prompt": "Do bats see?", "chosen": "Yes", "rejected": "No"}
+    rows = [row | {"system": "Be brief."}, row | {"system": "Be rude."}, ROWS[3] | {"system": ""}]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    keys = report(path, split=([0], [1]))[2].questions.column("key").tolist()
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_every_scored_token_stands_in_brackets(source):
     found, _, encoding = report(source)
     shown = found.lines[[heading for heading, _ in found.lines].index("example") :]

@@ -1,0 +1,115 @@
+"""The processes of a run: one, or those that `torchrun` started, joined by torch.distributed.
+
+Adapters are small and the base is frozen, so that each process holds the whole model, takes its
+share of a step's questions, and sums its gradients with the others'. That is what
+DistributedDataParallel does too; its hooks sit on a model's forward, which tries go around.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Item = TypeVar("Item")
+
+
+class ProcessDied(RuntimeError):
+    """Another process of the run is gone; the message says how to go on."""
+
+
+class World(NamedTuple):
+    """Which of how many processes this one is."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Only the first process prints and writes."""
+        return self.rank == 0
+
+    def share(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield this process' part of what all of them iterate over."""
+        return islice(items, self.rank, None, self.size)
+
+    def gather(self, value: Item) -> list[Item]:
+        """Return what every process gave, in their order.
+
+        Raises:
+            ProcessDied: one of them is gone.
+        """
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        try:
+            dist.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise _died(error) from error
+        return values
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace the gradients by their sums over all processes, in one message.
+
+        Raises:
+            ProcessDied: one of them is gone.
+        """
+        if self.size == 1:
+            return
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([part.flatten() for part in parts])
+        try:
+            dist.all_reduce(flat)
+        except RuntimeError as error:
+            raise _died(error) from error
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parts]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def leave(self) -> None:
+        """Part from the others at the end."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+def join() -> World:
+    """Join the processes that `torchrun` started; without it this one is alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return World(dist.get_rank(), size)
+
+
+def random_states() -> list[Tensor]:
+    """Return the states of the random generators that this process draws from: CPU, then GPU."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states.append(torch.cuda.get_rng_state())
+    return states
+
+
+def set_random_states(states: Sequence[Tensor]) -> None:
+    """Go on drawing where `random_states` was taken."""
+    torch.set_rng_state(states[0])
+    if torch.cuda.is_available() and len(states) > 1:
+        torch.cuda.set_rng_state(states[1])
+
+
+def draw_own(seed: int, step: int, rank: int, states: Sequence[Tensor]) -> None:
+    """Let this process draw numbers of its own: from `states`, where a run was saved with them.
+
+    The first process of a new run goes on from where the adapters were drawn.
+    """
+    if states:
+        set_random_states(states)
+    elif step or rank:  # other processes than before, or a further one
+        torch.manual_seed(hash((seed, step, rank)) % 2**63)
+
+
+def _died(error: RuntimeError) -> ProcessDied:
+    return ProcessDied(f"another process of this run is gone ({str(error).splitlines()[0]})")
