@@ -1,0 +1,176 @@
+"""Several processes: the same gradients as one, one writer, and a word when one of them dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import QUESTIONS_CSV, ROOT, relative_error
+from safetensors.torch import load_file
+
+import checkpoint
+import processes
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+GRADIENTS = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import torch
+from conftest import randomise, small_model
+from safetensors.torch import save_file
+import processes
+from data import EncodedQuestion, step_batches
+from dpo import answer_logps, dpo_loss
+from lora import add_lora
+from lora.adapter import adapter_parameters
+
+world = processes.join()
+model = small_model("gemma2", scale=0.1)
+add_lora(model, rank=2, alpha=4)
+randomise(model, scale=0.1)
+questions = [
+    EncodedQuestion((1, 10 + q), (20, 21, 2), tuple((30 + k, 31 + q, 2) for k in range(1 + q % 3)))
+    for q in range({count})
+]
+pairs = [(q, k) for q, question in enumerate(questions) for k in range(len(question.rejected))]
+share = (world.rank, world.size)
+for batch in step_batches(questions, pairs, 20, weight_by="question", share=share):
+    logps = answer_logps(model, batch.trees)
+    zero = torch.zeros_like(logps)
+    c, r = batch.chosen, batch.rejected
+    loss = dpo_loss(logps[c], logps[r], zero[c], zero[r], loss="group", questions=batch.questions)
+    (loss.loss @ batch.weights).backward()
+parameters = adapter_parameters(model)
+world.sum_gradients(parameters)
+assert world.gather(world.rank) == list(range(world.size))
+if world.first:
+    save_file({{str(i): p.grad for i, p in enumerate(parameters)}}, sys.argv[1])
+world.leave()
+"""
+
+
+def environment(folder):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "ACCESS_TOKEN"))}
+    return clean | {
+        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [7, 1])  # with one question the second process has none
+def test_gradients_of_two_processes_are_those_of_one(tmp_path, count):
+    script = tmp_path / "gradients.py"
+    script.write_text(
+        GRADIENTS.format(root=str(ROOT), tests=str(ROOT / "tests"), count=count), encoding="utf-8"
+    )
+    for size in (1, 2):
+        command = [*TORCHRUN, str(size), str(script), str(tmp_path / f"{size}.safetensors")]
+        subprocess.run(command, check=True, env=environment(tmp_path), capture_output=True)
+    one, two = (load_file(tmp_path / f"{size}.safetensors") for size in (1, 2))
+    assert len(one) == 16
+    for name, gradient in one.items():
+        assert relative_error(two[name], gradient) < 1e-6, name
+
+
+@pytest.fixture
+def started(model_folder, tmp_path):
+    """Start train.py in some processes; return what torchrun runs as."""
+    (tmp_path / "questions.csv").write_text(QUESTIONS_CSV, encoding="utf-8")
+
+    def started(size, name, *argv):
+        program = [
+            *TORCHRUN, str(size), str(ROOT / "train.py"), "--model", str(model_folder),
+            "--data", "questions.csv", "--dtype", "float32", "--device", "cpu", "--no-merge",
+            "--dropout", "0", "--batch-size", "3", "--grad-accum", "1", "--save-every", "2",
+            "--output-dir", name, *argv,
+        ]  # fmt: skip
+        return subprocess.Popen(
+            program, cwd=tmp_path, text=True, env=environment(tmp_path),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    return started
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_of_two_processes_is_that_of_one_and_goes_on_as_one(started, tmp_path):
+    for size in (1, 2):
+        said, _ = (process := started(size, f"run-{size}", "--epochs", "2")).communicate(
+            timeout=240
+        )
+        assert process.returncode == 0, said
+        assert said.count("Held out:") == 1  # one process speaks
+    one, two = (lines(tmp_path / f"run-{size}") for size in (1, 2))
+    assert len(one) == len(two) == 8
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-6)
+    first, second = (
+        load_file(tmp_path / f"run-{size}" / "adapter" / "adapter_model.safetensors")
+        for size in (1, 2)
+    )
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=1e-5)
+    assert "random/1/0" in checkpoint.newest(tmp_path / "run-2").tensors
+
+    said, _ = (process := started(1, "run-2", "--resume", "--epochs", "3")).communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert len(lines(tmp_path / "run-2")) == 12
+
+
+def workers(parent):
+    """The processes that torchrun started, by their rank."""
+    found = {}
+    for child in subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False
+    ).stdout.split():
+        with open(f"/proc/{child}/environ", "rb") as file:
+            names = dict(item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item)
+        if b"RANK" in names:
+            found[int(names[b"RANK"])] = int(child)
+    return found
+
+
+def test_when_a_process_dies_the_run_ends_with_whole_files_and_goes_on_with_fewer(
+    started, tmp_path
+):
+    process = started(2, "run", "--epochs", "60")
+    log = tmp_path / "run" / "metrics.jsonl"
+    for _ in range(1200):
+        if log.exists() and log.read_text().count("\n") > 5:
+            break
+        time.sleep(0.05)
+    os.kill(workers(process.pid)[1], signal.SIGKILL)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    point = checkpoint.newest(tmp_path / "run")
+    assert point is not None and point.step >= 2
+    assert point.step < 240 and not (tmp_path / "run" / "adapter").exists()
+    said, _ = (again := started(1, "run", "--resume", "--epochs", "60")).communicate(timeout=240)
+    assert again.returncode == 0 and f"step {point.step} of 240" in said, said
+    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(240))
+
+
+def test_a_lost_process_is_said_in_one_line(monkeypatch):
+    def gone(*_, **__):
+        raise RuntimeError("Connection closed by peer\nmore")
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gone)
+    monkeypatch.setattr(torch.distributed, "all_reduce", gone)
+    world = processes.World(0, 2)
+    with pytest.raises(processes.ProcessDied, match=r"another process of this run is gone \(Conn"):
+        world.gather(1)
+    with pytest.raises(processes.ProcessDied):
+        world.sum_gradients([torch.nn.Parameter(torch.zeros(2))])
+
+
+def test_questions_are_shared_out_without_loss_or_repetition():
+    shares = [list(processes.World(rank, 3).share(range(10))) for rank in range(3)]
+    assert sorted(i for share in shares for i in share) == list(range(10))
+    assert [len(share) for share in shares] == [4, 3, 3]
