@@ -25,7 +25,7 @@ from torch import Tensor
 from config import Config, UsageError
 from lora.files import written_whole
 from processes import World
-from workspace import claimed
+from workspace import claimed, others_may_not_read
 
 FORMAT = 1
 TENSORS, FACTS = "state.safetensors", "state.json"
@@ -118,7 +118,9 @@ def opened(config: Config, world: World) -> Iterator[tuple[Path, Checkpoint | No
         UsageError: as `claimed` and `find`.
     """
     resume = config.resume is not None
-    with claimed(config.output_dir, resume) if world.first else nullcontext(Path()) as folder:
+    private = others_may_not_read(config.data, config.model, config.adapter)
+    claim = claimed(config.output_dir, resume, private) if world.first else nullcontext(Path())
+    with claim as folder:
         point = find(config.resume or str(folder), folder) if resume and world.first else None
         config.output_dir = str(folder)
         try:

@@ -64,10 +64,10 @@ class Stop:
 
 
 @contextmanager
-def claimed(name: str | None, resume: bool = False) -> Iterator[Path]:
+def claimed(name: str | None, resume: bool = False, private: bool = False) -> Iterator[Path]:
     """Make a run's folder and keep other runs out of it until the block ends.
 
-    The lock is the system's: a process that died holds none.
+    The lock is the system's: a process that died holds none. A `private` folder is its owner's.
 
     Raises:
         UsageError: the folder holds something already and is not resumed, cannot be made, or is
@@ -80,7 +80,7 @@ def claimed(name: str | None, resume: bool = False) -> Iterator[Path]:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UsageError(f"--output-dir {folder} cannot be made: {parent} is not writable")
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -98,6 +98,13 @@ def claimed(name: str | None, resume: bool = False) -> Iterator[Path]:
         if made and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()  # nothing came of it
         os.close(handle)
+
+
+def others_may_not_read(*sources: str | None) -> bool:
+    """Tell whether one of these files or folders, where they are local, is closed to other users."""
+    paths = [Path(source).expanduser() for source in sources if source]
+    inside = [file for path in paths if path.is_dir() for file in path.glob("*")]
+    return any(p.exists() and not p.stat().st_mode & 0o004 for p in (*paths, *inside))
 
 
 def hub_token() -> str | None:
