@@ -103,8 +103,7 @@ def claimed(name: str | None, resume: bool = False, private: bool = False) -> It
 def others_may_not_read(*sources: str | None) -> bool:
     """Tell whether one of these files or folders, if local, is closed to other users."""
     paths = [Path(source).expanduser() for source in sources if source]
-    inside = [file for path in paths if path.is_dir() for file in path.glob("*")]
-    return any(p.exists() and not p.stat().st_mode & 0o004 for p in (*paths, *inside))
+    return any(path.exists() and not path.stat().st_mode & 0o004 for path in paths)
 
 
 def hub_token() -> str | None:
