@@ -494,7 +494,8 @@ def test_the_token_is_nowhere_in_what_a_run_writes_and_prints(started, tmp_path)
         assert token.encode() not in path.read_bytes(), path
 
 
-def test_what_other_users_may_not_read_is_not_made_readable(run, questions_csv):
+def test_what_other_users_may_not_read_is_not_made_readable(run, questions_csv, model_folder):
+    model_folder.chmod(0o755)  # folders of tests are closed
     assert run("open", epochs=1).stat().st_mode & 0o077  # as the system's mask has it
     questions_csv.chmod(0o600)
     assert run("closed", epochs=1).stat().st_mode & 0o077 == 0
