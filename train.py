@@ -1,6 +1,6 @@
 """Fine-tune a causal language model with DPO through LoRA, and merge.
 
-`python train.py --rank 8 --alpha 16` does the whole job, in the order of `run` below.
+`python train.py --rank 8 --alpha 16` does the whole job, in the order of `job` below.
 """
 
 import json
@@ -102,16 +102,8 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
         train.column("pairs").tolist(), config.batch_size * config.grad_accum,
         config.epochs, config.seed, config.shuffle, config.max_steps,
     )  # fmt: skip
-    first, skipped, budget = 0, 0, TOKENS["train"]
-    tokens = {"as_pairs": 0, "as_tries": 0}
-    moved: list[torch.Tensor] = []  # the adapter that is the reference once it moves
-    random: list[torch.Tensor] = []
     if point:
         checkpoint.check_same_run(point, config, **fingerprints)
-        moved, random = checkpoint.unpack(point.tensors, parameters, optimizer, world.rank)
-        first, skipped, budget = (point.facts[name] for name in ("step", "skipped", "budget"))
-        tokens = point.facts["tokens"]
-        print(f"Going on from {point.path}: step {first} of {steps.total}.", flush=True)
     print_plan(base, questions.report, check, steps)
     if world.first:
         config.save(folder / "config.yaml")
@@ -135,6 +127,15 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
         dpo.write_cache(cache, scores)
     before = dpo.evaluate(held_out, scores)
     clock.lap("reference")
+
+    # Where the loop starts: at the first step, or where a checkpoint stands.
+    first, skipped, budget, tokens = 0, 0, TOKENS["train"], {"as_pairs": 0, "as_tries": 0}
+    moved, random = list[torch.Tensor](), list[torch.Tensor]()  # a moving reference; generators
+    if point:
+        moved, random = checkpoint.unpack(point.tensors, parameters, optimizer, world.rank)
+        names = ("step", "skipped", "budget", "tokens")
+        first, skipped, budget, tokens = (point.facts[name] for name in names)
+        print(f"Going on from {point.path}: step {first} of {steps.total}.", flush=True)
 
     # The loop.
     def gradients(pairs: Any, budget: int) -> tuple[torch.Tensor, int, int]:

@@ -103,6 +103,19 @@ def test_three_steps_a_stop_and_five_more_are_eight_steps_bit_for_bit(run, count
     assert ours["tokens"] == theirs["tokens"] and ours["pairs"] == theirs["pairs"]
 
 
+def test_the_starting_adapter_stays_the_reference_also_when_its_scores_are_lost(
+    run, counted, tmp_path, monkeypatch
+):
+    more = {"adapter": str(run("start", epochs=1) / "adapter"), "reference_adapter": True}
+    whole = run("whole", **more)
+    with pytest.raises(Stopped):
+        run("cut", counted(After(3)), **more)
+    empty = tmp_path / "empty"
+    monkeypatch.setattr(train, "cache_folder", lambda name: empty / name)
+    cut = run("cut", resume="", **more)
+    assert (cut / LAST).read_bytes() == (whole / LAST).read_bytes()
+
+
 def test_a_kill_between_two_checkpoints_loses_the_steps_between_them_and_nothing_else(
     run, monkeypatch
 ):
