@@ -514,6 +514,15 @@ def test_what_other_users_may_not_read_is_not_made_readable(run, questions_csv, 
     assert run("closed", epochs=1).stat().st_mode & 0o077 == 0
 
 
+def test_runs_killed_at_random_instants_come_out_bit_for_bit():
+    """A few kills; `python tests/kill_often.py --kills 50` does it at length."""
+    script = ROOT / "tests" / "kill_often.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--kills", "4"], capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0 and "bitwise equal" in done.stdout, done.stderr
+
+
 def test_env_files_are_ignored_by_git():
     assert ".env" in (ROOT / ".gitignore").read_text().split()
 

@@ -106,10 +106,11 @@ def test_another_split_seed_learning_rate_or_rank_hits(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"a": "x"}', '{"a": null}', "null"])
-def test_a_damaged_cache_knows_nothing(tmp_path, text):
+def test_a_damaged_cache_knows_nothing_and_is_named(tmp_path, text, capsys):
     file = tmp_path / "base.json"
     file.write_text(text)
     assert read_cache(file) == {}
+    assert f"The reference's cache {file} is damaged" in capsys.readouterr().out
     assert read_cache(tmp_path / "none.json") == {}
 
 
