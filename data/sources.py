@@ -69,15 +69,13 @@ def open_source(source: str, token: str | None = None) -> Source:
     )
 
 
-def hub_answers(name: str = TRUTHFULQA, token: str | None = None, seconds: float = 3.0) -> bool:
+def hub_answers(name: str = TRUTHFULQA, seconds: float = 3.0) -> bool:
     """Ask the Hub for a data set's page, once, without the retries of a real download."""
     if _offline():
         return False
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        request = urllib.request.Request(f"{endpoint}/api/datasets/{name}", headers=headers)
-        with urllib.request.urlopen(request, timeout=seconds) as page:
+        with urllib.request.urlopen(f"{endpoint}/api/datasets/{name}", timeout=seconds) as page:
             return bool(page.status == 200)
     except urllib.error.HTTPError:
         return name != TRUTHFULQA  # it answers: what it has to say is better said by the download
@@ -248,7 +246,7 @@ def _hub(source: str, token: str | None) -> Source:
     name, config, split, *rest = [*source.split(":"), "", ""]
     if rest[2:]:
         raise DataError(f"--data {source}: the form is owner/name:config:split")
-    if not _offline() and not hub_answers(name, token):
+    if not _offline() and not hub_answers(name):
         raise DataError(
             f"the Hub does not answer for the data set {name}; check the network, set "
             "HF_HUB_OFFLINE=1 to use a copy downloaded before, or use --data builtin or FILE.csv"

@@ -68,6 +68,8 @@ def test_counts_by_hand(source):
 def test_the_split_says_what_stands_on_both_sides(source):
     _, lines, _ = report(source, split=([0, 2], [1]))  # two spellings of one prompt, torn apart
     assert lines["held out"].startswith("1 questions; 1 of their prompts and 0 of their chosen")
+    _, lines, _ = report(source, split=([1], [0, 0, 2]))  # what is held out is counted
+    assert lines["held out"].startswith("3 questions; 2 of their prompts and 0 of their chosen")
     _, lines, _ = report(source)
     assert "; 0 of their prompts" in lines["held out"]
 

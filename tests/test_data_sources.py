@@ -12,6 +12,7 @@ from hub import hub
 from data import DataError, load_preferences, read_preferences
 from data.report import shortcuts
 from data.sources import BUILTIN
+from data.table import key_of
 
 TRUTHFULQA = Path(__file__).parents[2] / "shared" / "truthfulqa" / "TruthfulQA.csv"
 ROWS = [
@@ -69,7 +70,7 @@ def test_a_large_source_is_stored_and_reads_the_same_the_second_time(tmp_path, n
     monkeypatch.setattr("data.gather.parse_row", None)  # the second time nothing is parsed
     second = read_preferences(str(tmp_path / name), folder=tmp_path / "cache")
     assert triples(first.preferences) == triples(second.preferences) == EXPECTED
-    assert file.stat().st_mode & 0o077 == 0
+    assert file.stat().st_mode & 0o077 == file.parent.stat().st_mode & 0o077 == 0
 
 
 def test_another_content_or_reading_is_stored_anew(tmp_path, monkeypatch):
@@ -144,6 +145,15 @@ def test_two_processes_may_store_the_same_source_at_once(tmp_path):
     with ThreadPoolExecutor() as pool:
         runs = list(pool.map(lambda _: python_process(tmp_path, ["-c", code]), range(3)))
     assert [run.stdout for run in runs] == ["3\n"] * 3, [run.stderr for run in runs]
+
+
+def test_what_is_stored_has_another_name_once_the_code_is_another(tmp_path, monkeypatch):
+    names = []
+    for code in ("a = 1", "a = 2"):
+        (tmp_path / "table.py").write_text(code)
+        monkeypatch.setattr("data.table.__file__", str(tmp_path / "table.py"))
+        names.append(key_of("content", {"template": "plain"}))
+    assert names[0] != names[1] == key_of("content", {"template": "plain"})
 
 
 def test_a_killed_reading_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):

@@ -112,3 +112,6 @@ def test_a_tokenizer_of_another_model_is_named():
     question = EncodedQuestion((3, 4), (5, 2), ((200, 2),))
     with pytest.raises(DataError, match="the id 200 and the model embeds 97 tokens"):
         check_sharing(small_model(), [question])
+    small = EncodedQuestion((3, 4), (5, 2), ((6, 2),))
+    with pytest.raises(DataError, match="the id 300"):  # of a question that is not among the few
+        check_sharing(small_model(), [small], largest_id=300)

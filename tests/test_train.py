@@ -163,6 +163,10 @@ def test_losses_on_whole_questions_do_not_depend_on_micro_batches_or_sharing(
     assert same(whole, adapter(run("plain", **more)), 1e-3)
 
 
+def test_weighing_by_question_is_another_run_than_by_pair(run):
+    assert not same(adapter(run("pair")), adapter(run("question", weight_by="question")), 1e-3)
+
+
 def test_a_moving_reference_starts_every_period_at_zero_margin(run):
     """TR-DPO: right after the policy became the reference both agree, and the loss is ln 2."""
     lines = log(run("out", reference_sync=2, epochs=4, batch_size=1))
