@@ -79,6 +79,10 @@ def join() -> World:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
+    # Its functions keep the group that stands when they are first imported. Were that ours, its
+    # threads would outlive `leave`, and one that drops a message as Python ends aborts the process.
+    import torch.distributed.nn
+
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")

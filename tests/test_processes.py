@@ -18,6 +18,7 @@ import processes
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 GRADIENTS = """
 import sys
+from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 from conftest import randomise, small_model
@@ -50,6 +51,8 @@ assert world.gather(world.rank) == list(range(world.size))
 if world.first:
     save_file({{str(i): p.grad for i, p in enumerate(parameters)}}, sys.argv[1])
 world.leave()
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not any("gloo" in thread for thread in threads), threads  # one left may abort the exit
 """
 
 
@@ -68,7 +71,8 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path, count):
     )
     for size in (1, 2):
         command = [*TORCHRUN, str(size), str(script), str(tmp_path / f"{size}.safetensors")]
-        subprocess.run(command, check=True, env=environment(tmp_path), capture_output=True)
+        done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / f"{size}.safetensors") for size in (1, 2))
     assert len(one) == 16
     for name, gradient in one.items():
