@@ -55,8 +55,10 @@ def save(run: Path, point: Checkpoint, keep: int, log: TextIO) -> None:
     with written_whole(run / "checkpoints" / f"step-{point.step:08d}") as new:
         (new / TENSORS).write_bytes(content)
         (new / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    for old in saved(run)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    for path in saved(run)[keep:]:  # renamed first: a reader never finds half of one
+        path.rename(path.with_name(f".{path.name}"))
+    for path in (run / "checkpoints").glob(".*"):  # and what a kill left of others
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def saved(run: Path) -> list[Path]:

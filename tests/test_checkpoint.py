@@ -150,6 +150,30 @@ def test_the_newest_checkpoints_are_kept_and_each_can_be_gone_on_from(run):
         load_file(path / "state.safetensors")
 
 
+def test_a_stop_while_old_checkpoints_are_removed_leaves_none_in_half(tmp_path, monkeypatch):
+    def save(step):
+        point = checkpoint.Checkpoint(step, {"a": torch.ones(2)}, {"config": {}})
+        with (tmp_path / "metrics.jsonl").open("a") as log:
+            checkpoint.save(tmp_path, point, 2, log)
+
+    def stopped(path, **_):
+        if (path / checkpoint.FACTS).exists():
+            (path / checkpoint.FACTS).unlink()
+            raise KeyboardInterrupt
+
+    save(1), save(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", lambda path, **_: None)
+        save(3)  # as if it were killed before it removed anything
+        assert len(list((tmp_path / "checkpoints").iterdir())) > 2
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.shutil, "rmtree", stopped)
+        save(4)
+    assert [checkpoint.load(path).step for path in checkpoint.saved(tmp_path)] == [4, 3]
+    save(5)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000004", "step-00000005"]
+
+
 def test_more_epochs_may_be_added_and_a_finished_run_changes_nothing(run):
     short = run("short", epochs=2)
     before = (short / LAST).read_bytes()
