@@ -17,6 +17,7 @@ from data.encode import TextSettings, Truncate
 from data.templates import Template
 from dpo.loss import Divergence, Loss, check_loss
 from dpo.schedule import Schedule
+from lora.compiling import Compile
 from lora.quantise import Quantise
 
 KEYWORDS = ("auto", "builtin", "truthfulqa")  # what --model and --data take besides paths and ids
@@ -88,6 +89,7 @@ class Config:
     warmup_ratio: float = flag(0.1, "share of the steps that warm up")
     weight_decay: float = flag(0.0, "of AdamW")
     max_grad_norm: float = flag(1.0, "clip the gradient's norm to this")
+    compile: Compile = flag("auto", "torch.compile the layers; auto: where many steps make it pay")
     seed: int = flag(0, "of the split, the order, A and the dropout")
 
     output_dir: str | None = flag(None, "a new folder; default runs/DATE-TIME", "run")

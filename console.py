@@ -116,6 +116,8 @@ def print_plan(
     ranks = ", ".join(map(str, sorted({layer.rank for layer in patched.values()})))
     where = f"{str(model.dtype).removeprefix('torch.')}, {model.device}"
     print_rows(report.lines)
+    if "gemma" in model.config.model_type:
+        print(lora.GEMMA_TERMS)
     print_rows([
         ("model", f"{base.name} ({total - trained:,} frozen parameters, {where})"),
         ("LoRA", f"{len(patched)} layers, {trained:,} trained parameters (rank {ranks})"),

@@ -69,8 +69,6 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     how = (config.attention, config.revision, token, config.quantize)
     base = lora.load_base(config.model, device, dtype, *how)
     model = base.model
-    if "gemma" in model.config.model_type:
-        print(lora.GEMMA_TERMS)
 
     # Questions -> token ids, some of them held out.
     settings = config.text_settings(base.tokenizer, lora.length_limit(model.config))
@@ -178,7 +176,8 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     lora.train_adapters(model)
     processes.draw_own(config.seed, first, world.rank, random)
     progress = Progress("Training", steps.pairs, "pairs", done=steps.pairs_before(first))
-    with metrics_log(folder if world.first else None, first) as log:
+    compiled = lora.layers_compiled(model, config.compile, steps.total)
+    with metrics_log(folder if world.first else None, first) as log, compiled:
         stop.patient = True
         for step, pairs in enumerate(steps.from_step(first), start=first):
             if config.reference_sync and step and step % config.reference_sync == 0:

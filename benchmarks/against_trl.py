@@ -1,19 +1,22 @@
-"""Pairs a second of this program and of TRL + PEFT: the same questions, model, dtype and threads.
+"""This program against TRL + PEFT: the same questions, pairs a step, model, dtype and threads.
 
     pip install -e '.[bench]'
     python benchmarks/against_trl.py --data TruthfulQA.csv --questions 40 --repetitions 3
 
-Both do one epoch with their reference passes, 8 pairs an optimizer step, in turns within one
-process, so that a slow minute of the machine hits both. Ours is timed from the first reference
-batch to the last optimizer step, the held-out question included; TRL over `trainer.train()` alone,
-its tokenisation excluded.
+Everyone trains one epoch on the same pairs, 8 an optimizer step, each in a process of its own, one
+after the other and in turns, so that a slow minute of the machine hits them all. TRL runs at its
+defaults and at the best of a small sweep. The clock of an epoch starts with the reference pass, or
+else with the training, and ends with the last optimizer step; loading, tokenising, evaluation and
+saving are outside of it, for both. Memory is the peak of the process, the loading included.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,55 +24,89 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch
-import transformers
+DEFAULTS = {  # TRL's own; 8 pairs a step
+    "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": True, "attention": "sdpa", "precompute_ref_log_probs": False,
+}  # fmt: skip
+SWEEP = [  # one after the other, each kept where it is faster than the best so far
+    {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+    {"attention": "eager"},
+    {"gradient_checkpointing": False},
+    {"precompute_ref_log_probs": True},
+]
+PAIRS_A_STEP = 8
 
-import lora
-import train
-from config import Config
-from data import load_preferences, split_by_prompt
-from data.encode import ANSWER_FORMAT, PROMPT_FORMAT
+
+def step_times():
+    """Return a list that grows by the time of each optimizer step, whoever makes it."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    times = []
+    register_optimizer_step_post_hook(lambda *_: times.append(time.monotonic()))
+    return times
 
 
-def ours(csv, model, held_out, folder):
-    """Run train.py's own `run` with an empty reference cache; return its summary."""
-    train.cache_folder = lambda name: folder / "cache" / name
+def ours(task):
+    """Run train.py's own `run`, with a cache of its own."""
+    import train
+    import workspace
+    from config import Config
+
+    cache, times = Path(task["cache"]), step_times()
+    train.cache_folder = workspace.cache_folder = lambda name: cache / name
     config = Config(
-        model=model, data=str(csv), output_dir=str(folder / "run"), merge=False,
-        eval_fraction=held_out,
+        model=task["model"], data=task["csv"], output_dir=task["folder"], merge=False,
+        eval_fraction=task["held_out"], epochs=task["epochs"], **task["settings"],
     )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         train.run(config)
-    return json.loads((folder / "run" / "summary.json").read_text())
+    folder = Path(task["folder"])
+    summary = json.loads((folder / "summary.json").read_text())
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    seconds, an_epoch = summary["seconds"], len(times) // task["epochs"]
+    last = seconds["train"] if task["epochs"] == 1 else times[-1] - times[-1 - an_epoch]
+    return {
+        "pairs": summary["pairs"] // task["epochs"], "reference": seconds["reference"],
+        "train": last, "first_step": times[0], "losses": [line["loss"] for line in log],
+    }  # fmt: skip
 
 
-def trl(questions, model, dtype, settings):
-    """Train with TRL's DPOTrainer through PEFT on the same pairs; return (pairs, seconds)."""
+def trl(task):
+    """Train with TRL's DPOTrainer through PEFT."""
+    import transformers
     from datasets import Dataset
     from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer
 
-    rows = [
-        {
-            "prompt": PROMPT_FORMAT.format(q.prompt),
-            "chosen": ANSWER_FORMAT.format(q.chosen),
-            "rejected": ANSWER_FORMAT.format(rejected),
-        }
-        for q in questions
-        for rejected in q.rejected
-    ]
+    import lora
+
+    class Timed(DPOTrainer):
+        reference_seconds = 0.0
+
+        def _precompute_ref_logps(self, *args):
+            started = time.monotonic()
+            dataset = super()._precompute_ref_logps(*args)
+            self.reference_seconds = time.monotonic() - started
+            return dataset
+
+    transformers.utils.logging.set_verbosity_error()
+    times, settings = step_times(), dict(task["settings"])
     device = lora.choose_device()
-    base = lora.load_base(model, device, dtype)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        args = DPOConfig(
-            output_dir=folder, report_to="none", save_strategy="no", disable_tqdm=True,
-            logging_steps=1000, num_train_epochs=1, learning_rate=1e-3, beta=0.1,
-            use_cpu=device.type == "cpu", bf16=False, seed=0, **settings,
+    dtype = lora.choose_dtype("auto", device)
+    base = lora.load_base(task["model"], device, dtype, settings.pop("attention"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        config = DPOConfig(
+            output_dir=task["folder"], report_to="none", save_strategy="no", disable_tqdm=True,
+            logging_steps=1, num_train_epochs=1, max_steps=task["max_steps"], learning_rate=1e-3,
+            beta=0.1, warmup_steps=0.1, use_cpu=device.type == "cpu", bf16=False, seed=0,
+            **settings,
         )  # fmt: skip
-        trainer = DPOTrainer(
+        trainer = Timed(
             base.model,
-            args=args,
-            train_dataset=Dataset.from_list(rows),
+            args=config,
+            train_dataset=Dataset.from_list(task["rows"]),
             processing_class=base.tokenizer,
             peft_config=LoraConfig(
                 r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"],
@@ -78,58 +115,175 @@ def trl(questions, model, dtype, settings):
         )  # fmt: skip
         started = time.monotonic()
         trainer.train()
-        return len(rows), time.monotonic() - started
+    pairs = len(task["rows"])
+    return {
+        "pairs": min(pairs, task["max_steps"] * PAIRS_A_STEP) if task["max_steps"] > 0 else pairs,
+        "reference": trainer.reference_seconds, "train": times[-1] - started,
+        "first_step": times[0],
+        "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
+    }  # fmt: skip
 
 
-TRL_SETTINGS = {  # faster than its defaults, which checkpoint activations; not swept here
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 4,
-    "gradient_checkpointing": False,
-}
+def contest(who, task):
+    """Run a contestant in a process of its own; return what it measured of itself."""
+    with tempfile.TemporaryDirectory() as scratch:
+        task = {"folder": f"{scratch}/run", "max_steps": -1, "epochs": 1, "settings": {}} | task
+        path = Path(scratch) / "task.json"
+        path.write_text(json.dumps(task), encoding="utf-8")
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, __file__, "--contestant", who, str(path)],
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"{who} failed:\n{done.stderr[-3000:]}")
+        result = json.loads(done.stdout.splitlines()[-1])
+    return result | {"first_step": result["first_step"] - started}
+
+
+def be_contestant(who, path):
+    """In the process of a contestant: do the task and print what was measured."""
+    result = {"ours": ours, "trl": trl}[who](json.loads(Path(path).read_text()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    import torch
+
+    on_device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    print(json.dumps(result | {"peak": peak, "peak_on_device": on_device}))
+
+
+def sweep(task, steps):
+    """Return TRL's fastest settings, tried on a few steps, the reference pass included."""
+    best, fastest = DEFAULTS, 0.0
+    for change in [{}, *SWEEP]:
+        settings = best | change
+        result = contest("trl", task | {"settings": settings, "max_steps": steps})
+        if settings["precompute_ref_log_probs"]:  # its reference pass covers all rows
+            result["reference"] *= result["pairs"] / len(task["rows"])
+        rate = result["pairs"] / (result["reference"] + result["train"])
+        print(f"TRL, {steps} steps, {rate:6.2f} pairs/s: {short(settings)}", flush=True)
+        if rate > fastest:
+            best, fastest = settings, rate
+    return best
+
+
+def short(settings):
+    """Say TRL's settings in a few words."""
+    return (
+        f"batch {settings['per_device_train_batch_size']} x "
+        f"{settings['gradient_accumulation_steps']}, {settings['attention']}"
+        + ", checkpointing" * settings["gradient_checkpointing"]
+        + ", reference precomputed" * settings["precompute_ref_log_probs"]
+    )
+
+
+def spread(values, form="{:.2f}"):
+    """Return median and range as text."""
+    low, middle, high = (form.format(f(values)) for f in (min, statistics.median, max))
+    return f"{middle} ({low} to {high})"
+
+
+def draw(curves, path):
+    """Lay the loss curves over each other."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 3.5))
+    for (name, losses), dashes in zip(curves.items(), ((), (5, 2), (1, 1)), strict=False):
+        axes.plot(losses, label=name, dashes=dashes)
+    axes.set(xlabel="optimizer step", ylabel="loss (8 pairs, not in the same order)")
+    axes.axhline(0.6931, color="grey", linewidth=0.5)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def rows_of(csv, held_out):
+    """Return what TRL trains on: the pairs of the questions that ours does not hold out."""
+    from config import Config
+    from data import load_preferences, split_by_prompt
+    from data.templates import ANSWER_FORMAT, PROMPT_FORMAT
+
+    questions = load_preferences(str(csv))
+    trained, _ = split_by_prompt(range(len(questions)), held_out, Config.seed)
+    return [
+        {
+            "prompt": PROMPT_FORMAT.format(questions[n].prompt),
+            "chosen": ANSWER_FORMAT.format(questions[n].chosen),
+            "rejected": ANSWER_FORMAT.format(rejected),
+        }
+        for n in trained
+        for rejected in questions[n].rejected
+    ]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="a CSV in TruthfulQA's columns")
+    parser.add_argument("--data", help="a CSV in TruthfulQA's columns")
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--questions", type=int, default=40)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--sweep-steps", type=int, default=4)
+    parser.add_argument("--save", help="write what was measured to this JSON file, and a .svg")
+    parser.add_argument("--contestant", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    transformers.utils.logging.set_verbosity_error()
-
+    if args.contestant:
+        return be_contestant(*args.contestant)
     lines = Path(args.data).read_text(encoding="utf-8-sig").splitlines(keepends=True)
-    dtype = lora.choose_dtype("auto", lora.choose_device())
-    rates = {"ours": [], "ours, reference cached": [], "TRL + PEFT": []}
     with tempfile.TemporaryDirectory() as scratch:
         csv = Path(scratch) / "questions.csv"
         csv.write_text("".join(lines[: args.questions + 2]), encoding="utf-8")  # header, 1 held out
         held_out = 1 / (args.questions + 1)
-        questions = load_preferences(str(csv))
-        trained, _ = split_by_prompt(range(len(questions)), held_out, Config.seed)
-        trained = [questions[number] for number in trained]
+        task = {"csv": str(csv), "held_out": held_out, "model": args.model}
+        peer = task | {"rows": rows_of(csv, held_out)}
+        best = sweep(peer, args.sweep_steps)
+        results = {}
         for repetition in range(args.repetitions):
-            folder = Path(scratch) / str(repetition)
-            summary = ours(csv, args.model, held_out, folder)
-            seconds = summary["seconds"]
-            rates["ours"].append(summary["pairs_per_second"])
-            rates["ours, reference cached"].append(summary["pairs"] / seconds["train"])
-            pairs, seconds = trl(trained, args.model, dtype, TRL_SETTINGS)
-            rates["TRL + PEFT"].append(pairs / seconds)
-            print({name: round(values[-1], 2) for name, values in rates.items()}, flush=True)
+            mine = task | {"cache": f"{scratch}/cache-{repetition}"}
+            compiled = {"epochs": 2, "settings": {"compile": "on"}}
+            for name, who, what in (
+                ("ours", "ours", mine),
+                ("ours, reference cached", "ours", mine),  # by the run before
+                ("ours, compiled, second epoch", "ours", mine | compiled),
+                ("TRL + PEFT, best of the sweep", "trl", peer | {"settings": best}),
+                ("TRL + PEFT, defaults", "trl", peer | {"settings": DEFAULTS}),
+            ):
+                result = contest(who, what)
+                results.setdefault(name, []).append(result)
+                print(name, {k: v for k, v in result.items() if k != "losses"}, flush=True)
+    report(results, short(best), args.save)
+    return None
 
-    versions = ", ".join(
-        f"{m} {__import__(m).__version__}" for m in ("torch", "transformers", "trl", "peft")
-    )
-    print(f"\n{summary['model']}, {dtype}, {torch.get_num_threads()} threads; {versions}")
-    print(f"{args.questions} questions, {pairs} pairs, 8 pairs a step, 1 epoch")
-    base = rates["TRL + PEFT"]
-    for name, values in rates.items():
-        ratios = [a / b for a, b in zip(values, base, strict=True)]
+
+def report(results, best, save):
+    """Print the table; with `save`, write the measurements and the picture."""
+    import torch
+
+    def whole(result):
+        return result["pairs"] / (result["reference"] + result["train"])
+
+    def training(result):
+        return result["pairs"] / result["train"]
+
+    peers = results["TRL + PEFT, best of the sweep"]
+    print(f"\nTRL's best: {best}. {torch.get_num_threads()} threads; pairs: {peers[0]['pairs']}")
+    print("| | pairs a second | times TRL's best | peak memory | to the first step |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, mine in results.items():
+        cached = name.startswith("ours, ")
+        rates = [training(m) if cached else whole(m) for m in mine]
+        ratios = [rate / whole(peer) for rate, peer in zip(rates, peers, strict=True)]
+        memory = [m["peak_on_device"] or m["peak"] for m in mine]
         print(
-            f"{name:<24}{statistics.median(values):8.2f} pairs/s "
-            f"({min(values):.2f} to {max(values):.2f}), "
-            f"{statistics.median(ratios):6.2f} times TRL ({min(ratios):.2f} to {max(ratios):.2f})"
+            f"| {name} | {spread(rates)} | {spread(ratios)} | "
+            f"{spread([m / 2**30 for m in memory])} GiB | "
+            f"{spread([m['first_step'] for m in mine], '{:.1f}')} s |"
         )
+    if save:
+        Path(save).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        curves = {name: results[name][0]["losses"] for name in results if "compiled" not in name}
+        draw(curves, Path(save).with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from lora.base import (
     load_base,
     load_tokenizer,
 )
+from lora.compiling import Compile, layers_compiled
 from lora.layer import LoRALinear, ModelError
 from lora.merging import merge_lora, merge_rounding, merged_weight, save_merged
 from lora.peft_format import load_adapter, save_adapter
@@ -28,6 +29,7 @@ from lora.targets import as_targets
 __all__ = [
     "GEMMA_TERMS",
     "Base",
+    "Compile",
     "LoRALinear",
     "ModelError",
     "adapter_parameters",
@@ -39,6 +41,7 @@ __all__ = [
     "choose_dtype",
     "choose_model",
     "copy_adapter",
+    "layers_compiled",
     "length_limit",
     "load_adapter",
     "load_base",

@@ -89,6 +89,6 @@ def drop(x: Tensor, share: float) -> tuple[Tensor, float]:
     if x.device.type != "cpu":
         return nn.functional.dropout(x, share), 1.0
     threshold = min(round(share * 2**16), 2**16 - 1)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
-    bits = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
+    words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),), device=x.device)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
     return x.masked_fill(bits < threshold - 2**15, 0), 1 - threshold / 2**16
