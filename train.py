@@ -138,7 +138,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     # The loop.
     def gradients(pairs: Any, budget: int) -> tuple[torch.Tensor, int, int]:
         """Leave this process' gradients of a step in the adapters; return what is logged of it."""
-        seen, as_pairs, fed = [torch.zeros(7, 0)], 0, 0
+        seen, as_pairs, fed = [torch.zeros(7, 0, device=device)], 0, 0
         share = (world.rank, world.size)
         cut = data.step_batches(train, pairs, budget, check.shared, config.weight_by, share)
         for batch in (batch.to(device) for batch in cut):
@@ -158,9 +158,9 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
             # The weights of a step sum to 1, however micro-batches are cut.
             (result.loss @ batch.weights).backward()  # eq. (15) of docs/math.md
             columns = (logps[chosen], logps[rejected], batch.weights, batch.questions)
-            seen.append(dpo.pair_columns(result, *columns).cpu())
+            seen.append(dpo.pair_columns(result, *columns))
             as_pairs, fed = as_pairs + batch.as_pairs, fed + batch.fed
-        return torch.cat(seen, 1), as_pairs, fed
+        return torch.cat(seen, 1).cpu(), as_pairs, fed
 
     def save(step: int) -> None:
         states = world.gather(processes.random_states())

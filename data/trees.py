@@ -133,20 +133,9 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
     With `shared=False` every trie must be a single path and gets a row of its own.
     """
     sizes = [len(trie.tokens) for trie in tries]
-    rows_wanted = -(-sum(sizes) // ROW_TOKENS)
-    capacity = max(*sizes, -(-sum(sizes) // rows_wanted))  # equal rows: the last one is full too
-    place: list[tuple[int, int]] = [(0, 0)] * len(tries)  # (row, first column)
-    used: list[int] = []
-    for k in sorted(range(len(tries)), key=lambda k: -len(tries[k].tokens)):  # first-fit decreasing
-        size = len(tries[k].tokens)
-        fits = (r for r, u in enumerate(used) if shared and u + size <= capacity)
-        row = next(fits, len(used))
-        if row == len(used):
-            used.append(0)
-        place[k] = (row, used[row])
-        used[row] += size
-
-    rows, length = len(used), max(used)
+    place = packed(sizes) if shared else [(row, 0) for row in range(len(tries))]
+    rows = 1 + max(row for row, _ in place)
+    length = max(column + size for (_, column), size in zip(place, sizes, strict=True))
     tokens = torch.zeros(rows, length, dtype=torch.long)
     positions = torch.zeros(rows, length, dtype=torch.long)
     ends = torch.arange(1, length + 1).repeat(rows, 1)  # padding sees itself alone: no NaN
@@ -177,6 +166,25 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
         answers=answers,
         shared=shared,
     )
+
+
+def packed(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (row, first column) for tries of these sizes, with as little padding as may be.
+
+    For each number of rows, the longest goes first and each into the emptiest row, which keeps rows
+    near one length (LPT, Graham 1969); the number of rows whose padded area is smallest is taken.
+    """
+
+    def plan(rows: int) -> tuple[int, list[tuple[int, int]]]:
+        used, place = [0] * rows, [(0, 0)] * len(sizes)
+        for k in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
+            row = used.index(min(used))
+            place[k] = (row, used[row])
+            used[row] += sizes[k]
+        return rows * max(used), place
+
+    fewest = -(-sum(sizes) // ROW_TOKENS)
+    return min(map(plan, range(fewest, 2 * fewest + 1)), key=lambda found: found[0])[1]
 
 
 def question_tries(prompt: Tokens, answers: Sequence[Tokens], shared: bool = True) -> list[Trie]:

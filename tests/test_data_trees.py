@@ -1,11 +1,13 @@
 """Tries: every shared token stored once, every path exactly what the answer alone would read."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.trees import ancestor_mask, build_trie, collate, fed_tokens, question_tries
+from data.trees import ancestor_mask, build_trie, collate, fed_tokens, packed, question_tries
 
 # The example of the module's docstring: Q=1 :=2 a=3 b=4 c=5 d=6 .=7
 PROMPT, ANSWERS = (1, 2), [(3, 4, 7), (3, 7), (5, 6)]
@@ -105,6 +107,23 @@ def test_short_tries_share_rows_and_rows_are_filled_evenly():
     assert collate(tries[:3]).tokens.shape == (3, 101)  # and never 256 + 47 padded to 512
     assert collate(tries[:2]).tokens.shape == (1, 202)
     assert collate(tries, shared=False).tokens.shape == (4, 101)
+
+
+def test_packing_by_hand():
+    """500 tokens want two rows or more: 150 + 100 twice. 450 want two, and three waste nothing."""
+    assert packed([100, 150, 100, 150]) == [(0, 150), (0, 0), (1, 150), (1, 0)]
+    assert packed([150, 150, 150]) == [(0, 0), (1, 0), (2, 0)]
+    assert packed([7]) == [(0, 0)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_of_questions_like_truthfulqas_hold_less_than_five_percent_of_padding(seed):
+    rng = random.Random(seed)
+    sizes = [round(min(max(rng.lognormvariate(4.0, 0.5), 20), 250)) for _ in range(70)]
+    rows: dict[int, int] = {}
+    for (row, column), size in zip(packed(sizes), sizes, strict=True):
+        rows[row] = max(rows.get(row, 0), column + size)
+    assert sum(sizes) > 0.95 * len(rows) * max(rows.values())
 
 
 def test_a_batch_moves_to_a_device_whole():
