@@ -133,10 +133,12 @@ def print_summary(folder: Path, results: dict[str, Any], summary: dict[str, Any]
     before, after = results["before"], results["after"]
     print(f"\nHeld out: {results['questions']} questions")
     names = {"mc1": "MC1", "mc2": "MC2", "pair_accuracy": "pair accuracy"}
-    rows = [("", "before", "after", "gain")]
+    rows = [("", "before", "after", "gain", "95% interval")]
     for key, name in names.items():
-        gain = after[key] - before[key]
-        rows.append((name, f"{before[key]:.3f}", f"{after[key]:.3f}", f"{gain:+.3f}"))
+        low, high = results["intervals"]["difference"][key]
+        gain = f"{after[key] - before[key]:+.3f}"
+        interval = f"{low:+.3f} to {high:+.3f}"
+        rows.append((name, f"{before[key]:.3f}", f"{after[key]:.3f}", gain, interval))
     print(table(rows))
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
     print(

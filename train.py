@@ -123,7 +123,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     scores |= new
     if new and world.first:
         dpo.write_cache(cache, scores)
-    before = dpo.evaluate(held_out, scores)
+    before = dpo.believed(held_out, scores)
     clock.lap("reference")
 
     # Where the loop starts: at the first step, or where a checkpoint stands.
@@ -217,8 +217,8 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
 
     # What it changed, on questions it has not seen.
     model.eval()
-    after = dpo.evaluate(held_out, scored("Evaluation", {}, sides[0]))
-    results = {"questions": len(held_out), "before": before._asdict(), "after": after._asdict()}
+    after = dpo.believed(held_out, scored("Evaluation", {}, sides[0]))
+    results = dpo.compare(before, after)
     clock.lap("evaluate")
     if not world.first:
         return

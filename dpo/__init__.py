@@ -3,9 +3,9 @@
 May import `data`, never `lora`: a model with adapters is a model.
 """
 
-from dpo.evaluate import Metrics, evaluate
 from dpo.logps import answer_logps, edge_logps
 from dpo.loss import DPOLoss, check_loss, dpo_loss
+from dpo.measures import Metrics, believed, compare, evaluate
 from dpo.memory import OutOfMemory, within_memory
 from dpo.metrics import in_short, not_finite, pair_columns, step_metrics
 from dpo.reference import (
@@ -42,8 +42,10 @@ __all__ = [
     "answer_logps",
     "asked",
     "base_fingerprint",
+    "believed",
     "check_loss",
     "check_sharing",
+    "compare",
     "dpo_loss",
     "edge_logps",
     "evaluate",

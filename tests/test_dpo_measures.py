@@ -1,13 +1,15 @@
 """MC1, MC2, pair accuracy and the step's metrics, by hand."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from data import EncodedQuestion
-from dpo import DPOLoss, answer_key, evaluate, pair_columns, schedule_factor, step_metrics
-from dpo.evaluate import mc1, mc2
+from dpo import DPOLoss, answer_key, evaluate, measures, pair_columns, schedule_factor, step_metrics
+from dpo.measures import Beliefs, Metrics, intervals, mc1, mc2, p_values
 
 LN = math.log
 
@@ -40,9 +42,65 @@ def test_a_whole_evaluation_by_hand():
     scores = {answer_key((1,), (10 + i,)): LN(p) for i, p in enumerate([0.5, 0.2, 0.6, 0.1])}
     scores |= {answer_key((2,), (10,)): -3.0, answer_key((2,), (11,)): -3.0}
     metrics = evaluate([first, second], scores)
-    assert metrics.mc1 == pytest.approx((0 + 0.5) / 2)
-    assert metrics.mc2 == pytest.approx((0.6 / 1.4 + 0.5) / 2)
+    assert metrics.mc1 == metrics.mc1_per_token == pytest.approx((0 + 0.5) / 2)
+    assert metrics.mc2 == metrics.mc2_per_token == pytest.approx((0.6 / 1.4 + 0.5) / 2)
     assert metrics.pair_accuracy == pytest.approx((1 + 0 + 0.5) / 3)
+    assert metrics.all_beaten == 0  # a tie beats nobody
+    assert metrics.margin == pytest.approx((LN(0.5 / 0.2) + LN(0.5 / 0.6) + 0) / 3, abs=1e-6)
+
+
+def test_per_token_measures_divide_by_the_length_of_the_answer():
+    """Best: ln .09 over 2 tokens, .3 a token; incorrect: ln .16 over one, so that it wins twice.
+
+    Another incorrect one has ln .008 over 3 tokens, .2 a token: beaten only a token.
+    """
+    question = EncodedQuestion((1,), (2, 3), ((4,), (5, 6, 7)))
+    logps = {(2, 3): LN(0.09), (4,): LN(0.16), (5, 6, 7): LN(0.008)}
+    metrics = evaluate([question], {answer_key((1,), a): p for a, p in logps.items()})
+    assert metrics.mc2 == pytest.approx(0.09 / (0.09 + 0.16 + 0.008))
+    assert metrics.mc2_per_token == pytest.approx(0.3 / (0.3 + 0.16 + 0.2))
+    assert (metrics.mc1, metrics.mc1_per_token) == (0, 1)
+    assert (metrics.pair_accuracy, metrics.pair_accuracy_per_token) == (0.5, 1)
+
+
+def beliefs(values, pairs=None):
+    """All measures alike: these values, weighted by `pairs` where pairs count."""
+    v, k = np.array(values, dtype=float), np.array(pairs or [1] * len(values), dtype=float)
+    weights = {n: k if n in measures.BY_PAIR else np.ones_like(k) for n in Metrics._fields}
+    return Beliefs({name: v for name in Metrics._fields}, weights)
+
+
+def test_intervals_are_those_of_every_possible_draw():
+    """Two questions, 0 and 1: draws have means 0, 1/2, 1/2, 1; with one million they are 0 to 1.
+
+    With K = 3 and 1 a draw of both has the pair-weighted mean 1/4.
+    """
+    one = beliefs([0, 1], [3, 1])
+    found = intervals(one, one)
+    assert found["before"]["mc1"] == [0, 1] and found["difference"]["mc1"] == [0, 0]
+    draws = measures._resampled(one, np.array([[2, 0], [1, 1], [0, 2]]))
+    by_name = dict(zip(Metrics._fields, draws.T.tolist(), strict=True))
+    assert by_name["mc1"] == [0, 0.5, 1] and by_name["pair_accuracy"] == [0, 0.25, 1]
+
+
+def test_intervals_of_a_share_are_near_the_normal_ones():
+    """p = .3 of 200 questions: .3 +- 1.96 sqrt(.3 .7 / 200) = .3 +- .0635."""
+    before, after = beliefs([1] * 60 + [0] * 140), beliefs([1] * 120 + [0] * 80)
+    found = intervals(before, after)
+    assert found["before"]["mc1"] == pytest.approx([0.2365, 0.3635], abs=0.008)
+    # the difference is paired: 60 of 200 rose by 1, so .3 +- .0635, not the sum of two variances
+    assert found["difference"]["mc1"] == pytest.approx([0.2365, 0.3635], abs=0.008)
+
+
+def test_p_values_are_the_share_of_sign_flips():
+    """Five questions all better by 1: of 32 flips 2 sum to +-5, p = 1/16. None changed: p = 1."""
+    found = p_values(beliefs([0] * 5), beliefs([1] * 5))
+    assert found["mc1"] == pytest.approx(1 / 16, abs=0.01)
+    exact = [sum(s) for s in itertools.product((-1, 1), (-2, 2), (-1, 1))]
+    expected = sum(abs(s) >= 2 for s in exact) / len(exact)  # changes 1, 2, -1 sum to 2
+    found = p_values(beliefs([0, 0, 1]), beliefs([1, 2, 0]))
+    assert found["mc1"] == pytest.approx(expected, abs=0.02)
+    assert p_values(beliefs([0.5, 1]), beliefs([0.5, 1]))["mc1"] == 1
 
 
 def test_step_metrics_average_all_pairs_and_a_tie_is_half():
