@@ -5,10 +5,10 @@
 
 Starts from 8 questions of 4 rejected answers, prompts of 24 tokens, answers of 16, 8 of 16 shared
 with a sibling, random ids, and grows K, the prompt, the answers, the questions of a step, the
-vocabulary and the rank, each alone. Every point is a process of its own: three steps, the best of
-the last two. "As rows" is each answer a plain row of its own through the model's own forward, which
-is what this program does where tries do not fit a model. Memory is the peak of the process above
-what it held before the first step.
+vocabulary and the rank, each alone. Every point is a process of its own: a step to warm up, and
+the best of the next two. "As rows" is each answer a plain row of its own through the model's own
+forward, which is what this program does where tries do not fit a model. Memory is the peak of the
+process above what it held before the first step.
 """
 
 import argparse
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 START = {"K": 4, "prompt": 24, "answer": 16, "questions": 8, "vocabulary": 262144, "rank": 8}
 GROW = {
-    "K": (1, 2, 4, 8, 12), "prompt": (24, 100, 400, 1000), "answer": (8, 16, 64, 200),
+    "K": (1, 2, 4, 8), "prompt": (24, 100, 400), "answer": (8, 16, 64),
     "questions": (2, 8, 32, 128), "vocabulary": (32768, 131072, 262144), "rank": (4, 8, 64, 256),
 }  # fmt: skip
 

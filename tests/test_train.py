@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import train
 from config import Config, parse
 from data import DataError
+from dpo import Metrics
 from dpo.loss import Loss
 from lora import ModelError, load_adapter, lora_layers
 
@@ -68,8 +69,11 @@ def test_a_run_leaves_the_files_of_the_contract(run, model_folder):
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["questions"] == 1  # a fifth of five
     for when in ("before", "after"):
-        assert set(evaluation[when]) == {"mc1", "mc2", "pair_accuracy"}
-        assert all(0 <= share <= 1 for share in evaluation[when].values())
+        measures = evaluation[when]
+        assert set(measures) == set(Metrics._fields) == set(evaluation["p_values"])
+        assert all(0 <= value <= 1 for name, value in measures.items() if name != "margin")
+        for name, (low, high) in evaluation["intervals"][when].items():
+            assert low <= measures[name] <= high
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary["seconds"]) == {"load", "reference", "train", "evaluate", "merge"}
     assert summary["steps"] == len(log(folder)) == 4  # 10 pairs an epoch, 8 a step, 2 epochs
