@@ -146,4 +146,6 @@ def print_summary(folder: Path, results: dict[str, Any], summary: dict[str, Any]
         f" pass; {summary['peak_memory_bytes'] / 2**30:.1f} GiB at most\nseconds: {seconds}\n"
     )
     print(f"Written to {folder}: adapter/ (PEFT's format)" + ", merged/" * summary["merged"])
+    print(f"Look:       {shlex.quote(f'{folder}/curves.png')}")
+    print(f"Ask it:     python -m dpo.sample {shlex.quote(str(folder))}")
     print(f"Repeat it:  python train.py --config {shlex.quote(f'{folder}/config.yaml')}")

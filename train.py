@@ -171,6 +171,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
         if world.first:
             state = checkpoint.pack(parameters, optimizer, moved, states)
             checkpoint.save(folder, Checkpoint(step, state, facts), config.keep, log)
+            dpo.draw_curves(folder, at_most_every=0 if step == steps.total else 30)
 
     warmup = round(config.warmup_ratio * steps.total)
     lora.train_adapters(model)

@@ -3,6 +3,7 @@
 May import `data`, never `lora`: a model with adapters is a model.
 """
 
+from dpo.curves import draw_curves
 from dpo.logps import answer_logps, edge_logps
 from dpo.loss import DPOLoss, check_loss, dpo_loss
 from dpo.measures import Metrics, believed, compare, evaluate
@@ -47,6 +48,7 @@ __all__ = [
     "check_sharing",
     "compare",
     "dpo_loss",
+    "draw_curves",
     "edge_logps",
     "evaluate",
     "in_short",

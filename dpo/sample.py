@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
-    return guarded("dpo.sample", lambda stop, world: sample(args), argv)
+    return guarded("python -m dpo.sample", lambda stop, world: sample(args), argv)
 
 
 def sample(args: argparse.Namespace) -> None:

@@ -3,9 +3,10 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from lora.layer import ModelError
@@ -37,8 +38,11 @@ def layers_compiled(model: Any, asked: Compile, steps: int) -> Iterator[bool]:
     if on:
         for layer in layers:
             layer.compile(dynamic=True, options={"fallback_random": True})
+    # Where nobody asked for it, a compiler that fails leaves the layers as they are.
+    patch = torch._dynamo.config.patch(suppress_errors=asked == "auto") if on else nullcontext()
     try:
-        yield on
+        with patch:
+            yield on
     finally:
         for layer in layers:
             layer._compiled_call_impl = None  # what `Module.compile` sets; it has no opposite

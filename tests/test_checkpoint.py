@@ -447,6 +447,7 @@ def started(model_folder, questions_csv, tmp_path):
             *wrapper, sys.executable, str(ROOT / "train.py"), "--model", str(model_folder),
             "--data", str(questions_csv), "--dtype", "float32", "--device", "cpu", "--no-merge",
             "--batch-size", "1", "--grad-accum", "1", "--save-every", "1", "--output-dir", name,
+            "--compile", "off",
             *argv,
         ]  # fmt: skip
         return subprocess.Popen(

@@ -14,7 +14,10 @@ from dpo.loss import FORMULAS
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {"data": {"data"}, "lora": {"lora"}, "dpo": {"dpo", "data"}}
-ENTRY_POINTS = {"data/preferences.py"}  # commands join the rooms; nothing may import one
+ENTRY_POINTS = {
+    "data/preferences.py",
+    "dpo/sample.py",
+}  # commands join the rooms; nothing may import one
 LOCAL = {"data", "lora", "dpo", *(p.stem for p in ROOT.glob("*.py"))}
 
 

@@ -63,8 +63,8 @@ def same(first, second, tolerance):
 def test_a_run_leaves_the_files_of_the_contract(run, model_folder):
     folder = run("out")
     assert sorted(p.name for p in folder.iterdir()) == [
-        "adapter", "checkpoints", "config.yaml", "evaluation.json", "merged", "metrics.jsonl",
-        "summary.json",
+        "adapter", "checkpoints", "config.yaml", "curves.png", "evaluation.json", "merged",
+        "metrics.jsonl", "summary.json",
     ]  # fmt: skip
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["questions"] == 1  # a fifth of five
