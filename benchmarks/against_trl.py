@@ -7,7 +7,8 @@ Everyone trains one epoch on the same pairs, 8 an optimizer step, each in a proc
 after the other and in turns, so that a slow minute of the machine hits them all. TRL runs at its
 defaults and at the best of a small sweep. The clock of an epoch starts with the reference pass, or
 else with the training, and ends with the last optimizer step; loading, tokenising, evaluation and
-saving are outside of it, for both. TRL sets the dropout to 0, whatever is asked; so do we. Memory is the peak of the process, the loading included.
+saving are outside of it, for both. TRL sets the dropout to 0, whatever is asked; so do we. Memory
+is the peak of the process, the loading included.
 """
 
 import argparse
