@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -27,7 +27,7 @@ from lora.files import written_whole
 from processes import World
 from workspace import claimed, others_may_not_read
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, FACTS = "state.safetensors", "state.json"
 
 
@@ -151,12 +151,13 @@ def check_same_run(point: Checkpoint, config: Config, **fingerprints: str) -> No
 def pack(
     parameters: Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
-    moved: Sequence[Tensor],
+    copies: Mapping[str, Sequence[Tensor]],
     random: Sequence[Sequence[Tensor]],
 ) -> dict[str, Tensor]:
-    """Return the state of training as named tensors."""
+    """Return the state of training as named tensors; `copies` are further adapters by name."""
     tensors = {f"adapter/{i}": p.detach() for i, p in enumerate(parameters)}
-    tensors |= {f"moved/{i}": p for i, p in enumerate(moved)}
+    for copy, kept in copies.items():
+        tensors |= {f"{copy}/{i}": p for i, p in enumerate(kept)}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{name}": value for name, value in state.items()}
     for rank, states in enumerate(random):
@@ -168,9 +169,10 @@ def unpack(
     tensors: Mapping[str, Tensor],
     parameters: Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
+    copies: Iterable[str],
     rank: int,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Put the state back; return the moved reference and this process' random states.
+) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
+    """Put the state back; return the named copies and this process' random states.
 
     Raises:
         UsageError: the state is of another adapter.
@@ -189,8 +191,8 @@ def unpack(
             state.setdefault(int(number), {})[what] = value.clone()
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    moved = [tensor.to(device) for tensor in _numbered(tensors, "moved")]
-    return moved, _numbered(tensors, f"random/{rank}")
+    kept = {copy: [t.to(device) for t in _numbered(tensors, copy)] for copy in copies}
+    return kept, _numbered(tensors, f"random/{rank}")
 
 
 def _numbered(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:

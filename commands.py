@@ -12,10 +12,10 @@ from data.question import DataError
 from dpo.memory import OutOfMemory
 from dpo.selfcheck import NumericError
 from lora.layer import ModelError
-from workspace import Stop, Stopped
+from workspace import HubError, Stop, Stopped
 
 BAD_INPUT = (UsageError, DataError, ModelError)
-FAILED = (NumericError, OutOfMemory, processes.ProcessDied, OSError)
+FAILED = (NumericError, OutOfMemory, HubError, processes.ProcessDied, OSError)
 
 
 def guarded(

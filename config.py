@@ -16,13 +16,15 @@ from data.batches import Shuffle, WeightBy
 from data.encode import TextSettings, Truncate
 from data.templates import Template
 from dpo.loss import Divergence, Loss, check_loss
+from dpo.measures import Measure
 from dpo.schedule import Schedule
 from lora.compiling import Compile
 from lora.quantise import Quantise
 
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 KEYWORDS = ("auto", "builtin", "truthfulqa")  # what --model and --data take besides paths and ids
 MAY_CHANGE = (
-    "device", "save_every", "keep", "skip_nonfinite", "merge", "merge_dtype",
+    "device", "save_every", "keep", "skip_nonfinite", "merge", "merge_dtype", "tracker",
 )  # fmt: skip
 Number = TypeVar("Number", int, float)
 
@@ -99,6 +101,11 @@ class Config:
     skip_nonfinite: bool = flag(False, "skip steps whose loss or gradient is not finite, counted")
     merge: bool = flag(True, "skip the merged model")
     merge_dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag("auto", "of merged/")
+    eval_every: int | None = flag(None, "steps between evaluations; the best adapter is kept")
+    best: Measure = flag("pair_accuracy", "of --eval-every: what the best adapter is best by")
+    tracker: Tracker = flag("none", "log the metrics there too; each needs its extra")
+    push_to_hub: str | None = flag(None, "OWNER/NAME to publish the run under, once checked")
+    private: bool = flag(False, "with --push-to-hub, if the repository is made")
     debug: bool = flag(False, "show tracebacks")
 
     def validate(self) -> None:
@@ -130,6 +137,7 @@ class Config:
             ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
             ("save_every", self.save_every >= 1, "1 or more"),
             ("keep", self.keep >= 1, "1 or more"),
+            ("eval_every", self.eval_every is None or self.eval_every >= 1, "1 or more"),
             ("seed", 0 <= self.seed < 2**63, "0 or more and below 2^63"),
         ]
         ranges += [
@@ -154,6 +162,8 @@ class Config:
             )
         if self.reference_adapter and not self.adapter:
             raise UsageError("--reference-adapter needs --adapter, the adapter to start from")
+        if self.private and not self.push_to_hub:
+            raise UsageError("--private is for --push-to-hub OWNER/NAME")
         self.patterns("rank_pattern", int)
         self.patterns("alpha_pattern", float)
         for name in ("prompt_format", "answer_format"):
@@ -222,7 +232,7 @@ class Config:
         settings: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
-            if name not in ("output_dir", "debug", "resume")
+            if name not in ("output_dir", "debug", "resume", "push_to_hub", "private")
         }
         for name in ("model", "adapter", "data"):
             value = settings[name]

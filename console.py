@@ -1,9 +1,11 @@
 """What a person sees while the program works: bars on a terminal, a line now and then elsewhere."""
 
+import itertools
 import shlex
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +16,23 @@ import dpo
 import lora
 
 Item = TypeVar("Item")
+MEASURES = {  # of evaluation.json, as people call them
+    "mc1": "MC1", "mc2": "MC2", "pair_accuracy": "pair accuracy", "all_beaten": "all K beaten",
+    "margin": "mean margin, nats", "mc1_per_token": "MC1 per token",
+    "mc2_per_token": "MC2 per token", "pair_accuracy_per_token": "pair accuracy per token",
+}  # fmt: skip
 SECONDS_BETWEEN_LINES = 10.0
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float], width: int = 16) -> str:
+    """Draw the course of some values as a row of bars, each the mean of as many of them."""
+    bins = min(width, len(values))
+    edges = [len(values) * i // bins for i in range(bins + 1)] if bins else [0]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    steps = ((mean - low) / ((high - low) or 1) * (len(BARS) - 1) for mean in means)
+    return "".join(BARS[round(step)] for step in steps)
 
 
 class Progress:
@@ -23,7 +41,7 @@ class Progress:
     def __init__(self, label: str, total: int | None, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit, self.done, self.before = label, total, unit, done, done
         self.started = self.printed = time.monotonic()
-        self.bar = None
+        self.bar, self.values = None, list[float]()
         if sys.stdout.isatty():
             self.bar = tqdm(
                 total=total,
@@ -34,11 +52,13 @@ class Progress:
                 dynamic_ncols=True,
             )
 
-    def advance(self, count: int, note: str = "") -> None:
-        """Add `count` units, with a few words on how it goes."""
+    def advance(self, count: int, note: str = "", value: float | None = None) -> None:
+        """Add `count` units, with a few words on how it goes and a value to watch the course of."""
         self.done += count
         if self.bar is not None:
-            self.bar.set_postfix_str(note, refresh=False)
+            self.values += [] if value is None else [value]
+            drawn = sparkline(self.values) if "utf" in (sys.stdout.encoding or "").lower() else ""
+            self.bar.set_postfix_str(f"{drawn} {note}".strip(), refresh=False)
             self.bar.update(count)
             return
         now = time.monotonic()
@@ -128,11 +148,9 @@ def print_plan(
         print_rows([("", "so answers are trained as plain padded rows: right, but slower")])
 
 
-def print_summary(folder: Path, results: dict[str, Any], summary: dict[str, Any]) -> None:
-    """Show the held-out table, what the run took, and what to do next."""
+def print_changes(results: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Show the table of what held-out questions say before and after."""
     before, after = results["before"], results["after"]
-    print(f"\nHeld out: {results['questions']} questions")
-    names = {"mc1": "MC1", "mc2": "MC2", "pair_accuracy": "pair accuracy"}
     rows = [("", "before", "after", "gain", "95% interval")]
     for key, name in names.items():
         low, high = results["intervals"]["difference"][key]
@@ -140,12 +158,52 @@ def print_summary(folder: Path, results: dict[str, Any], summary: dict[str, Any]
         interval = f"{low:+.3f} to {high:+.3f}"
         rows.append((name, f"{before[key]:.3f}", f"{after[key]:.3f}", gain, interval))
     print(table(rows))
+
+
+def print_measures(results: dict[str, Any]) -> None:
+    """Show what `python -m dpo.evaluate` measured."""
+    print(f"\n{results['questions']} questions of {results['data']}, prompt: {results['prompt']}")
+    if "model" not in results:
+        print_changes(results, MEASURES)
+        return
+    rows = [("", "value", "95% interval")]
+    for key, name in MEASURES.items():
+        low, high = results["intervals"]["model"][key]
+        rows.append((name, f"{results['model'][key]:.4f}", f"{low:.3f} to {high:.3f}"))
+    print(table(rows))
+
+
+def print_merge(rounding: lora.Rounding) -> None:
+    """Say what rounding to the merged dtype kept of the deltas."""
+    print(
+        f"Merged: {rounding.changed:.0%} of the patched weights moved; "
+        f"rounding changed their deltas by {rounding.error:.0%}."
+    )
+
+
+def print_summary(folder: Path, found: dpo.Outcome, summary: dict[str, Any]) -> None:
+    """Show the held-out table, what it cost, what the run took, and what to do next."""
+    results, drift = found.results, found.drift
+    print(f"\nHeld out: {results['questions']} questions")
+    names = ("mc1", "mc2", "pair_accuracy")
+    print_changes(results, {name: MEASURES[name] for name in names})
+    if best := summary["best"]:
+        print(f"The adapter of step {best['step']}, the best by {MEASURES[best['metric']]} here.")
+    print(
+        f"\nDrift: KL {drift.kl_per_token:.3f} nats a token; log-probs of chosen answers "
+        f"{drift.chosen:+.1f}, of rejected ones {drift.rejected:+.1f} nats; perplexity of a "
+        f"neutral text {drift.perplexity_before:.1f} -> {drift.perplexity_after:.1f}"
+    )
+    if remark := dpo.remark(drift):
+        print(textwrap.fill(f"Note: {remark}", 96))
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
     print(
         f"\n{summary['pairs']} pairs, {summary['pairs_per_second']:.1f} a second with the reference"
         f" pass; {summary['peak_memory_bytes'] / 2**30:.1f} GiB at most\nseconds: {seconds}\n"
     )
     print(f"Written to {folder}: adapter/ (PEFT's format)" + ", merged/" * summary["merged"])
-    print(f"Look:       {shlex.quote(f'{folder}/curves.png')}")
-    print(f"Ask it:     python -m dpo.sample {shlex.quote(str(folder))}")
+    run = shlex.quote(str(folder))
+    print(f"Look:       {run}/evaluation.png, {run}/curves.png, {run}/README.md")
+    print(f"Ask it:     python -m dpo.sample {run}")
+    print(f"Publish it: python -m dpo.publish {run} OWNER/NAME")
     print(f"Repeat it:  python train.py --config {shlex.quote(f'{folder}/config.yaml')}")

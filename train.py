@@ -5,34 +5,27 @@
 
 import json
 import sys
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 import checkpoint
 import data
 import dpo
+import inputs
 import lora
 import processes
+import publishing
+from card import write_card
 from checkpoint import Checkpoint
 from commands import guarded
 from config import Config, parse
-from console import Progress, print_plan, print_summary, track, watch
+from console import Progress, print_merge, print_plan, print_summary, track
 from processes import World
-from workspace import (
-    Clock,
-    Stop,
-    Stopped,
-    cache_folder,
-    hub_token,
-    metrics_log,
-    summary,
-    write_json,
-)
+from trackers import tracked
+from workspace import Clock, Stop, Stopped, cache_folder, metrics_log, summary, write_json
 
 TOKENS = {"train": 2048, "score": 4096, "plain": 512}  # fed at once; plain rows keep all logits
 
@@ -47,35 +40,17 @@ def run(config: Config, stop: Stop | None = None, world: World | None = None) ->
 
 def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, world: World) -> None:
     """Do the job in `folder`, from the checkpoint on if there is one."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    token = hub_token()
+    token = inputs.quiet()
+    if config.push_to_hub and world.first:
+        publishing.check_access(config.push_to_hub, token)
     torch.manual_seed(config.seed)
     clock = Clock(point.facts["seconds"] if point else None)
 
-    # The questions. What `auto` stands for is settled here, so that config.yaml repeats the run.
-    if config.data == "auto":
-        config.data, why = data.choose_source()
-        print(f"Data: {config.data}, since {why}; --data chooses other questions.", flush=True)
-    store = cache_folder("data")  # for what is too large to be read anew every time
-    reading = data.read_preferences(config.data, config.columns, token, store, watch)
-
-    # The frozen base model.
-    device = lora.choose_device(config.device)
-    if config.model == "auto":
-        config.model, why = lora.choose_model(device, token)
-        print(f"Model: {config.model}, since {why}; --model chooses another.", flush=True)
-    dtype = lora.choose_dtype(config.dtype, device)
-    how = (config.attention, config.revision, token, config.quantize)
-    base = lora.load_base(config.model, device, dtype, *how)
-    model = base.model
-
-    # Questions -> token ids, some of them held out.
-    settings = config.text_settings(base.tokenizer, lora.length_limit(model.config))
-    questions = data.prepare(
-        config.data, reading, base.tokenizer, settings, store, config.eval_fraction, config.seed,
-        watch,
-    )  # fmt: skip
+    # The questions and the frozen base model; questions -> token ids, some of them held out.
+    reading = inputs.read(config, token)
+    base = inputs.load_model(config, token)
+    model, device = base.model, base.model.device
+    questions = inputs.prepare(config, reading, base)
     train, held_out = questions.train, questions.held_out
 
     # Adapters on the base, which stays as it is and is the reference.
@@ -89,8 +64,10 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
             lora.as_targets(config.target_modules), config.rslora,
             config.patterns("rank_pattern", int), config.patterns("alpha_pattern", float),
         )  # fmt: skip
+    reference = lora.adapters_disabled
     if config.reference_adapter:  # the reference is the policy as it stands now
         fingerprints["base"] = dpo.base_fingerprint(model)
+        reference = partial(lora.adapter_swapped, copy=lora.copy_adapter(model))
     cache = cache_folder("reference") / f"{fingerprints['base']}.json"
     parameters = lora.adapter_parameters(model)
     ratios = {"A": 1.0, "B": config.lora_plus_ratio}  # LoRA+, arXiv 2402.12354: B learns faster
@@ -118,21 +95,21 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     used = sorted({q for pairs in steps.from_step() for q, _ in pairs})
     sides = [(held_out, "answers"), (train.select(used), "trained")]
     scores = dpo.read_cache(cache)
-    with nullcontext() if config.reference_adapter else lora.adapters_disabled(model):
+    with reference(model):
         new = scored("Reference", scores, *sides[: 1 if config.reference_free else 2])
     scores |= new
     if new and world.first:
         dpo.write_cache(cache, scores)
-    before = dpo.believed(held_out, scores)
     clock.lap("reference")
 
     # Where the loop starts: at the first step, or where a checkpoint stands.
     first, skipped, budget, tokens = 0, 0, TOKENS["train"], {"as_pairs": 0, "as_tries": 0}
-    moved, random = list[torch.Tensor](), list[torch.Tensor]()  # a moving reference; generators
+    copies: dict[str, list[torch.Tensor]] = {"reference": [], "best": []}  # moving; so far
+    best, random = dict[str, Any](), list[torch.Tensor]()  # its step and value; generators
     if point:
-        moved, random = checkpoint.unpack(point.tensors, parameters, optimizer, world.rank)
-        names = ("step", "skipped", "budget", "tokens")
-        first, skipped, budget, tokens = (point.facts[name] for name in names)
+        copies, random = checkpoint.unpack(point.tensors, parameters, optimizer, copies, world.rank)
+        names = ("step", "skipped", "budget", "tokens", "best")
+        first, skipped, budget, tokens, best = (point.facts[name] for name in names)
         print(f"Going on from {point.path}: step {first} of {steps.total}.", flush=True)
 
     # The loop.
@@ -142,8 +119,8 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
         share = (world.rank, world.size)
         cut = data.step_batches(train, pairs, budget, check.shared, config.weight_by, share)
         for batch in (batch.to(device) for batch in cut):
-            if moved:
-                with torch.no_grad(), lora.adapter_swapped(model, moved):
+            if copies["reference"]:
+                with torch.no_grad(), lora.adapter_swapped(model, copies["reference"]):
                     anchors = dpo.answer_logps(model, batch.trees)  # (A,)
             else:
                 known = dpo.anchors(batch.ids, None if config.reference_free else scores)
@@ -166,23 +143,34 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
         states = world.gather(processes.random_states())
         facts = {
             "config": config.settings(), **fingerprints, "tokens": tokens, "skipped": skipped,
-            "budget": budget, "seconds": clock.seconds,
+            "budget": budget, "seconds": clock.seconds, "best": best,
         }  # fmt: skip
         if world.first:
-            state = checkpoint.pack(parameters, optimizer, moved, states)
+            state = checkpoint.pack(parameters, optimizer, copies, states)
             checkpoint.save(folder, Checkpoint(step, state, facts), config.keep, log)
             dpo.draw_curves(folder, at_most_every=0 if step == steps.total else 30)
+
+    def evaluated(step: int) -> dict[str, float]:
+        """Measure the policy on the held-out questions; keep its adapter if it is the best."""
+        model.eval()
+        now = dpo.measure(held_out, scored("Evaluation", {}, sides[0]))._asdict()
+        lora.train_adapters(model)
+        if not best or now[config.best] > best["value"]:
+            best.update(step=step, metric=config.best, value=now[config.best])
+            copies["best"] = lora.copy_adapter(model)
+        return {f"eval/{name}": value for name, value in now.items()}
 
     warmup = round(config.warmup_ratio * steps.total)
     lora.train_adapters(model)
     processes.draw_own(config.seed, first, world.rank, random)
     progress = Progress("Training", steps.pairs, "pairs", done=steps.pairs_before(first))
     compiled = lora.layers_compiled(model, config.compile, steps.total)
-    with metrics_log(folder if world.first else None, first) as log, compiled:
+    tracker = tracked(config.tracker if world.first else "none", folder, config.settings(), first)
+    with compiled, metrics_log(folder if world.first else None, first) as log, tracker as report:
         stop.patient = True
         for step, pairs in enumerate(steps.from_step(first), start=first):
             if config.reference_sync and step and step % config.reference_sync == 0:
-                moved = lora.copy_adapter(model)  # TR-DPO, arXiv 2404.09656, hard update
+                copies["reference"] = lora.copy_adapter(model)  # TR-DPO, arXiv 2404.09656, hard
             mine, budget = dpo.within_memory(partial(gradients, pairs), budget, optimizer.zero_grad)
             world.sum_gradients(parameters)
             parts = world.gather((*mine, stop.received))
@@ -204,26 +192,34 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
                     group["lr"] = rate * ratios[group["name"]]
                 optimizer.step()
             optimizer.zero_grad()
+            done = step + 1
+            if config.eval_every and (done % config.eval_every == 0 or done == steps.total):
+                metrics |= evaluated(done)
+            report(step, metrics)
             log.write(json.dumps({"step": step, **metrics}) + "\n")
             log.flush()
-            progress.advance(len(pairs), dpo.in_short(metrics))
+            progress.advance(len(pairs), dpo.in_short(metrics), metrics.get("loss"))
             stopped = max(part[3] for part in parts)
-            if stopped or (step + 1) % config.save_every == 0 or step + 1 == steps.total:
-                save(step + 1)
+            if stopped or done % config.save_every == 0 or done == steps.total:
+                save(done)
             if stopped:
                 raise Stopped(stopped)
     stop.patient = False
     progress.close()
     clock.lap("train")
 
-    # What it changed, on questions it has not seen.
+    # What it changed, on questions it has not seen, and what that cost.
     model.eval()
-    after = dpo.believed(held_out, scored("Evaluation", {}, sides[0]))
-    results = dpo.compare(before, after)
-    clock.lap("evaluate")
+    if copies["best"]:
+        lora.restore_adapter(model, copies["best"])
+    tuned = scored("Evaluation", {}, sides[0])
     if not world.first:
         return
-    write_json(folder / "evaluation.json", results)
+    found = dpo.outcome_of(model, reference, base.tokenizer, held_out, scores, tuned)
+    write_json(folder / "evaluation.json", found.results)
+    write_json(folder / "samples.json", found.samples)
+    dpo.draw_evaluation(folder, found.results, *found.margins)
+    clock.lap("evaluate")
 
     # The adapter, and the merged model.
     lora.save_adapter(model, folder / "adapter", base.name, base.revision)
@@ -231,14 +227,18 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
         merge_dtype = None if config.merge_dtype == "auto" else getattr(torch, config.merge_dtype)
         rounding = lora.merge_rounding(model, merge_dtype)
         lora.save_merged(lora.merge_lora(model, merge_dtype), base, folder / "merged")
-        print(
-            f"Merged: {rounding.changed:.0%} of the patched weights moved; "
-            f"rounding changed their deltas by {rounding.error:.0%}."
-        )
+        print_merge(rounding)
     clock.lap("merge")
-    facts = summary(config, base.name, device, steps, clock, tokens, skipped)
+    facts = summary(config, base.name, device, steps, clock, {
+        "tokens": tokens, "skipped": skipped, "best": best, "audit": questions.report.figures,
+        "split": {"train": len(train), "held_out": len(held_out)},
+    })  # fmt: skip
     write_json(folder / "summary.json", facts)
-    print_summary(folder, results, facts)
+    write_card(folder)
+    print_summary(folder, found, facts)
+    if config.push_to_hub:
+        run = inputs.finished_run(folder)
+        publishing.publish(run, config.push_to_hub, token, not config.merge, config.private)
 
 
 def main(argv: list[str] | None = None) -> int:

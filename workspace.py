@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 import resource
 import shutil
 import signal
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,6 +26,10 @@ from platformdirs import user_cache_path
 
 from config import Config, UsageError
 from data.batches import Steps
+
+
+class HubError(RuntimeError):
+    """The Hub cannot be reached, or failed; the message says what to do."""
 
 
 class Stopped(BaseException):
@@ -175,26 +181,33 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
+def hardware(device: torch.device) -> str:
+    """Say what computed."""
+    if device.type == "cuda":
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
+    return f"{torch.get_num_threads()} threads of {platform.machine()}, {device.type}"
+
+
 def summary(
     config: Config,
     model: str,
     device: torch.device,
     steps: Steps,
     clock: Clock,
-    tokens: dict[str, int],
-    skipped: int,
+    counted: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what summary.json holds; speed counts the reference pass."""
+    """Return what summary.json holds, `counted` included; speed counts the reference pass."""
     busy = clock.seconds["reference"] + clock.seconds["train"]
     return {
         "pairs": steps.pairs,
         "steps": steps.total,
-        "skipped": skipped,
         "seconds": clock.seconds,
         "pairs_per_second": steps.pairs / busy,
         "peak_memory_bytes": peak_memory(device),
-        "tokens": tokens,
         "model": model,
         "data": config.data,
         "merged": config.merge,
+        "hardware": hardware(device),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        **counted,
     }

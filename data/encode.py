@@ -34,6 +34,7 @@ class EncodedQuestion(NamedTuple):
     chosen: Tokens
     rejected: tuple[Tokens, ...]
     correct: tuple[Tokens, ...] = ()
+    category: str = ""
 
     @property
     def trained(self) -> tuple[Tokens, ...]:
@@ -44,6 +45,14 @@ class EncodedQuestion(NamedTuple):
     def answers(self) -> tuple[Tokens, ...]:
         """Chosen, rejected ..., further correct ...: the order of `Preference.answers`."""
         return (*self.trained, *self.correct)
+
+
+def without_stop(question: EncodedQuestion) -> EncodedQuestion:
+    """Return the question with answers that do not end: as benchmarks score them."""
+    rejected, correct = (
+        tuple(answer[:-1] for answer in side) for side in (question.rejected, question.correct)
+    )
+    return question._replace(chosen=question.chosen[:-1], rejected=rejected, correct=correct)
 
 
 class Encoding(NamedTuple):
@@ -160,7 +169,8 @@ def _rows(
             rejected = tuple(dict.fromkeys(different))
             notes = [Note(SAME_TOKENS, p.place)] * (n - 1 - len(different))
             notes += [Note(REPEATED, p.place)] * (len(different) - len(rejected))
-            question = EncodedQuestion(bos + prompt, ended[0], rejected, tuple(ended[n:]))
+            correct = tuple(ended[n:])
+            question = EncodedQuestion(bos + prompt, ended[0], rejected, correct, p.category)
             longest = max(map(len, question.answers))
             if max_length and len(question.prompt) + longest > max_length:
                 room = max_length - longest - len(bos)
@@ -182,7 +192,7 @@ def _rows(
                 **question._asdict(),
                 "place": p.place,
                 "row": number,
-                "ids_key": text_key(repr(question)),
+                "ids_key": text_key(repr(question[:-1])),
                 "key": text_key(loosely("\n".join([*asked, p.prompt]))),
                 "chosen_key": text_key(loosely(p.chosen)),
                 "pairs": len(question.rejected),
@@ -290,6 +300,7 @@ def _as_encoded(row: dict[str, Any]) -> EncodedQuestion:
         tuple(row["chosen"]),
         tuple(map(tuple, row["rejected"])),
         tuple(map(tuple, row["correct"])),
+        row["category"],
     )
 
 
@@ -306,6 +317,7 @@ def _features() -> dict[str, Any]:
         "chosen": ids,
         "rejected": List(ids),
         "correct": List(ids),
+        "category": Value("string"),
         "place": Value("string"),
         **{name: number for name in numbers},
         "notes": List({"reason": Value("string"), "place": Value("string")}),

@@ -17,6 +17,10 @@ PANELS: Sequence[tuple[str, Mapping[str, str]]] = (  # title, and its lines: met
     ("learning rate", {"learning_rate": ""}),
 )  # fmt: skip
 
+EVALUATED = {  # squares: the same on held-out questions, with --eval-every
+    "rewards/accuracies": "eval/pair_accuracy", "rewards/all_beaten": "eval/all_beaten",
+}  # fmt: skip
+
 
 def smoothed(values: Sequence[float], span: int) -> list[float]:
     """Return m_t = sum_i a^i v_(t-i) / sum_i a^i over i <= t, with a = 1 - 1 / span.
@@ -43,12 +47,16 @@ def figure(log: Iterable[Mapping[str, float]], width: float = 10.0) -> Any:
             metrics.items(), (BLUE, ORANGE), ("-", "--"), strict=False
         ):
             values = [line[metric] for line in lines]
+            key = EVALUATED.get(metric, "")
+            held_out = [(line["step"], line[key]) for line in lines if key in line]
             if metric == "learning_rate":
                 axes.plot(steps, values, color=color)
                 continue
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
             axes.plot(steps, smoothed(values, span), dashes, color=color, label=label)
-        axes.set_title(title, fontsize=10)
+            if held_out:
+                axes.plot(*zip(*held_out, strict=True), "s", color=color, markersize=4)
+        axes.set_title(title + " (squares: held out)" * bool(held_out), fontsize=10)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         if any(metrics.values()):

@@ -5,8 +5,9 @@ its uncertainty: questions are drawn anew with all their answers, since answers 
 depend on each other.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class Metrics(NamedTuple):
     pair_accuracy_per_token: float
 
 
+Measure = Literal["mc1", "mc2", "pair_accuracy", "all_beaten", "margin"]  # to choose by
 BY_PAIR = ("pair_accuracy", "margin", "pair_accuracy_per_token")  # weighted by K
 
 
@@ -44,6 +46,11 @@ class Beliefs(NamedTuple):
         """Return sum_q w_q v_q / sum_q w_q of each measure."""
         pairs = ((self.weights[name], self.values[name]) for name in Metrics._fields)
         return Metrics(*(float((w * v).sum() / w.sum()) for w, v in pairs))
+
+    def select(self, rows: np.ndarray) -> "Beliefs":
+        """Return those of some questions."""
+        values, weights = ({n: v[rows] for n, v in side.items()} for side in self)
+        return Beliefs(values, weights)
 
 
 def mc1(best: Tensor, incorrect: Tensor) -> float:
@@ -94,7 +101,16 @@ def believed(questions: Sequence[EncodedQuestion], scores: Scores) -> Beliefs:
     return Beliefs({name: np.array(v) for name, v in values.items()}, weights)
 
 
-def evaluate(questions: Sequence[EncodedQuestion], scores: Scores) -> Metrics:
+def pair_margins(questions: Sequence[EncodedQuestion], scores: Scores) -> list[float]:
+    """Return log pi(chosen) - log pi(rejected) of every pair, in nats."""
+    margins = []
+    for q in questions:
+        best, *others = (scores[answer_key(q.prompt, a)] for a in q.trained)
+        margins += [best - other for other in others]
+    return margins
+
+
+def measure(questions: Sequence[EncodedQuestion], scores: Scores) -> Metrics:
     """Average every measure over the questions; see `believed`."""
     return believed(questions, scores).means()
 
@@ -152,7 +168,23 @@ def p_values(before: Beliefs, after: Beliefs, seed: int = 0) -> dict[str, float]
     return dict(zip(Metrics._fields, p.tolist(), strict=True))
 
 
-def compare(before: Beliefs, after: Beliefs) -> dict[str, object]:
+def by_category(
+    before: Beliefs, after: Beliefs, categories: Sequence[str]
+) -> dict[str, dict[str, object]]:
+    """Return the means of each category's questions, the largest category first; {} if unnamed."""
+    names = np.array(categories)
+    counts = Counter(name for name in categories if name)
+    return {
+        name: {
+            "questions": count,
+            "before": before.select(names == name).means()._asdict(),
+            "after": after.select(names == name).means()._asdict(),
+        }
+        for name, count in counts.most_common()
+    }
+
+
+def compare(before: Beliefs, after: Beliefs, categories: Sequence[str] = ()) -> dict[str, object]:
     """Return what `evaluation.json` says of a run's effect on its held-out questions."""
     return {
         "questions": len(next(iter(before.values.values()))),
@@ -160,4 +192,5 @@ def compare(before: Beliefs, after: Beliefs) -> dict[str, object]:
         "after": after.means()._asdict(),
         "intervals": intervals(before, after),
         "p_values": p_values(before, after),
+        "by_category": by_category(before, after, categories),
     }

@@ -8,11 +8,14 @@ from lora.adapter import (
     copy_adapter,
     lora_layers,
     remove_lora,
+    restore_adapter,
     train_adapters,
 )
 from lora.base import (
+    BUILTIN_HUB_ID,
     GEMMA_TERMS,
     Base,
+    builtin_path,
     choose_device,
     choose_dtype,
     choose_model,
@@ -22,21 +25,32 @@ from lora.base import (
 )
 from lora.compiling import Compile, layers_compiled
 from lora.layer import LoRALinear, ModelError
-from lora.merging import merge_lora, merge_rounding, merged_weight, save_merged
+from lora.merging import (
+    Rounding,
+    merge_lora,
+    merge_rounding,
+    merged_weight,
+    rounding_explains,
+    save_merged,
+    stored_dtype,
+)
 from lora.peft_format import load_adapter, save_adapter
 from lora.targets import as_targets
 
 __all__ = [
+    "BUILTIN_HUB_ID",
     "GEMMA_TERMS",
     "Base",
     "Compile",
     "LoRALinear",
     "ModelError",
+    "Rounding",
     "adapter_parameters",
     "adapter_swapped",
     "adapters_disabled",
     "add_lora",
     "as_targets",
+    "builtin_path",
     "choose_device",
     "choose_dtype",
     "choose_model",
@@ -51,7 +65,10 @@ __all__ = [
     "merge_rounding",
     "merged_weight",
     "remove_lora",
+    "restore_adapter",
+    "rounding_explains",
     "save_adapter",
     "save_merged",
+    "stored_dtype",
     "train_adapters",
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from lora.layer import LoRALinear
@@ -95,6 +96,13 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
 def copy_adapter(model: nn.Module) -> list[Tensor]:
     """Return every A and B as they stand: a moving reference for `adapter_swapped`."""
     return [parameter.detach().clone() for parameter in adapter_parameters(model)]
+
+
+@torch.no_grad()
+def restore_adapter(model: nn.Module, copy: Sequence[Tensor]) -> None:
+    """Make a copy made by `copy_adapter` the adapter again."""
+    for parameter, value in zip(adapter_parameters(model), copy, strict=True):
+        parameter.copy_(value)
 
 
 @contextmanager

@@ -219,6 +219,11 @@ def model_folder(
         raise ModelError(f"--model {name} could not be downloaded: {reason}") from error
 
 
+def builtin_path(cache: Path | None = None) -> Path:
+    """Return where the built-in model is, or will be once it is converted."""
+    return (cache or user_cache_path("trie-dpo")) / "gemma-3-270m"
+
+
 def builtin_folder(cache: Path | None = None) -> Path:
     """Return the folder of the built-in Gemma 3 270M, converting it at the first call.
 
@@ -229,8 +234,8 @@ def builtin_folder(cache: Path | None = None) -> Path:
     Raises:
         ModelError: the package is not installed or its chunks are damaged.
     """
-    cache = cache or user_cache_path("trie-dpo")
-    folder = cache / "gemma-3-270m"
+    folder = builtin_path(cache)
+    cache = folder.parent
     if folder.is_dir():
         return folder
     try:

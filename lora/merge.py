@@ -10,7 +10,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from lora.adapter import adapters_disabled
 from lora.base import Base, builtin_folder, load_base, model_folder
 from lora.files import written_whole
 from lora.layer import ModelError
-from lora.merging import Rounding, RoundingSums
+from lora.merging import Rounding, RoundingSums, rounding_explains, stored_dtype
 from lora.peft_format import load_adapter, patched_names, read_adapter, saved_delta
 from lora.quantise import Quantise, requantised
 
@@ -37,7 +37,6 @@ PROMPTS = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
     "Question: Do bats see?\nAnswer: Bats have working eyes, and many of them see well.",
 )
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # nats a token, mean
 
 
 def merge_files(
@@ -155,13 +154,10 @@ def _copy_side_files(base: Path, new: Path, dtype: torch.dtype | None, total: in
 def _check(base: Path, adapter: Path, merged: Path, quantise: Quantise) -> float:
     """Return the mean difference between merged and base + adapter, in nats a token.
 
-    Rounding may explain what the dtype's tolerance allows, or a quarter of what the adapter moves:
-    a delta left out moves the scores by all of that, one of the wrong sign by twice as much.
-
     Raises:
-        ModelError: it is larger.
+        ModelError: it is larger than rounding explains.
     """
-    cpu, stored = torch.device("cpu"), _dtype_of(merged)
+    cpu, stored = torch.device("cpu"), stored_dtype(merged)
 
     def scores(loaded: Base) -> Tensor:
         found = []
@@ -171,32 +167,22 @@ def _check(base: Path, adapter: Path, merged: Path, quantise: Quantise) -> float
             found.append(logps.gather(1, ids[0, 1:, None]).squeeze(1))
         return torch.cat(found)
 
-    policy = load_base(str(base), cpu, _dtype_of(base), quantise=quantise)
+    policy = load_base(str(base), cpu, stored_dtype(base), quantise=quantise)
     load_adapter(policy.model, adapter)
     expected = scores(policy)
     with adapters_disabled(policy.model):
         moved = float((scores(policy) - expected).abs().mean())
     del policy
     difference = float((scores(load_base(str(merged), cpu, stored)) - expected).abs().mean())
-    tolerance = max(TOLERANCE[stored], TOLERANCE[_dtype_of(base)], moved / 4)
-    if quantise != "none":
-        tolerance = max(tolerance, TOLERANCE[torch.bfloat16])  # in which such a base computes
+    # a quantised base computes in bfloat16
+    computed = torch.bfloat16 if quantise != "none" else stored_dtype(base)
+    tolerance = rounding_explains(stored, computed, moved)
     if not difference <= tolerance:
         raise ModelError(
             f"the merged model differs from base + adapter by {difference:.3g} nats a token, more "
             f"than the {tolerance:g} that rounding explains; nothing was written"
         )
     return difference
-
-
-def _dtype_of(folder: Path) -> torch.dtype:
-    """Return the dtype of a model's weights by its largest tensor."""
-    shard = _shards(folder)[0]
-    with safe_open(shard, framework="pt") as file:
-        sizes: Mapping[str, Any] = {k: file.get_slice(k).get_shape() for k in file.keys()}
-        largest = max(sizes, key=lambda k: torch.Size(sizes[k]).numel())
-        dtype: torch.dtype = file.get_tensor(largest).dtype
-        return dtype
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -157,6 +157,31 @@ A,Two,Who looks heavier?,The lead looks heavier,The lead,The bats; Feathers look
 
 
 @pytest.fixture
+def private_cache(tmp_path_factory, monkeypatch):
+    """A cache of the test's own, for runs within this process."""
+    import inputs
+    import train
+
+    cache = tmp_path_factory.mktemp("cache")
+    for module in (train, inputs):
+        monkeypatch.setattr(module, "cache_folder", lambda name: cache / name)
+    return cache
+
+
+@pytest.fixture
+def finished(model_folder, questions_csv, private_cache, tmp_path):
+    """A run that came to its end, in float32, with its merged model."""
+    import train
+    from config import Config
+
+    config = Config(
+        model=str(model_folder), data=str(questions_csv), dtype="float32", device="cpu",
+        output_dir=str(tmp_path / "finished"), epochs=4, lr=3e-3,
+    )  # fmt: skip
+    return train.run(config)
+
+
+@pytest.fixture
 def questions_csv(tmp_path):
     path = tmp_path / "questions.csv"
     path.write_text(QUESTIONS_CSV, encoding="utf-8")

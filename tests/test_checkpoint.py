@@ -26,9 +26,8 @@ LAST = Path("adapter") / "adapter_model.safetensors"
 
 
 @pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory, monkeypatch):
-    cache = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(train, "cache_folder", lambda name: cache / name)
+def own_cache(private_cache):
+    return private_cache
 
 
 @pytest.fixture

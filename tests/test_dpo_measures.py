@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data import EncodedQuestion
-from dpo import DPOLoss, answer_key, evaluate, measures, pair_columns, schedule_factor, step_metrics
+from dpo import DPOLoss, answer_key, measure, measures, pair_columns, schedule_factor, step_metrics
 from dpo.measures import Beliefs, Metrics, intervals, mc1, mc2, p_values
 
 LN = math.log
@@ -41,7 +41,7 @@ def test_a_whole_evaluation_by_hand():
     second = EncodedQuestion((2,), (10,), ((11,),))
     scores = {answer_key((1,), (10 + i,)): LN(p) for i, p in enumerate([0.5, 0.2, 0.6, 0.1])}
     scores |= {answer_key((2,), (10,)): -3.0, answer_key((2,), (11,)): -3.0}
-    metrics = evaluate([first, second], scores)
+    metrics = measure([first, second], scores)
     assert metrics.mc1 == metrics.mc1_per_token == pytest.approx((0 + 0.5) / 2)
     assert metrics.mc2 == metrics.mc2_per_token == pytest.approx((0.6 / 1.4 + 0.5) / 2)
     assert metrics.pair_accuracy == pytest.approx((1 + 0 + 0.5) / 3)
@@ -56,7 +56,7 @@ def test_per_token_measures_divide_by_the_length_of_the_answer():
     """
     question = EncodedQuestion((1,), (2, 3), ((4,), (5, 6, 7)))
     logps = {(2, 3): LN(0.09), (4,): LN(0.16), (5, 6, 7): LN(0.008)}
-    metrics = evaluate([question], {answer_key((1,), a): p for a, p in logps.items()})
+    metrics = measure([question], {answer_key((1,), a): p for a, p in logps.items()})
     assert metrics.mc2 == pytest.approx(0.09 / (0.09 + 0.16 + 0.008))
     assert metrics.mc2_per_token == pytest.approx(0.3 / (0.3 + 0.16 + 0.2))
     assert (metrics.mc1, metrics.mc1_per_token) == (0, 1)

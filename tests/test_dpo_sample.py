@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from conftest import QUESTIONS_CSV, randomise, small_model
+from conftest import randomise, small_model
 
-import train
-from config import Config
-from dpo import sample
-from dpo.sample import alarms, answers, left_padded, readable, repeats
+from dpo import generate, sample
+from dpo.generate import alarms, answers, left_padded, readable, repeats
 from lora import adapters_disabled, add_lora
 
 STOP = 2
@@ -34,7 +32,7 @@ def one_by_one(model, prompt, most):
 
 
 def test_batched_answers_are_those_of_each_prompt_alone(model, monkeypatch):
-    monkeypatch.setattr(sample, "AT_ONCE", 3)
+    monkeypatch.setattr(generate, "AT_ONCE", 3)
     expected = [one_by_one(model, prompt, 12) for prompt in PROMPTS]
     assert answers(model, PROMPTS, STOP, 12) == expected
     assert len({said for said, _ in expected}) > 1  # they are not all alike
@@ -81,17 +79,6 @@ def test_alarms_name_what_is_wrong():
 
 def test_what_a_terminal_would_obey_is_not_printed():
     assert readable("a\x1b[31mb\nc\td é 漢") == "a?[31mb\nc\td é 漢"
-
-
-@pytest.fixture
-def finished(model_folder, tmp_path, monkeypatch):
-    (tmp_path / "questions.csv").write_text(QUESTIONS_CSV, encoding="utf-8")
-    monkeypatch.setattr(train, "cache_folder", lambda name: tmp_path / "cache" / name)
-    config = Config(
-        model=str(model_folder), data=str(tmp_path / "questions.csv"), dtype="float32",
-        device="cpu", output_dir=str(tmp_path / "run"), merge=False,
-    )  # fmt: skip
-    return train.run(config)
 
 
 def test_the_command_shows_both_answers_to_held_out_and_to_given_questions(finished, capsys):

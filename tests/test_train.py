@@ -21,10 +21,8 @@ from lora import ModelError, load_adapter, lora_layers
 
 
 @pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory, monkeypatch):
-    cache = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(train, "cache_folder", lambda name: cache / name)
-    return cache
+def own_cache(private_cache):
+    return private_cache
 
 
 def settings(model_folder, questions_csv, folder, **more):
@@ -63,8 +61,8 @@ def same(first, second, tolerance):
 def test_a_run_leaves_the_files_of_the_contract(run, model_folder):
     folder = run("out")
     assert sorted(p.name for p in folder.iterdir()) == [
-        "adapter", "checkpoints", "config.yaml", "curves.png", "evaluation.json", "merged",
-        "metrics.jsonl", "summary.json",
+        "README.md", "adapter", "checkpoints", "config.yaml", "curves.png", "evaluation.json",
+        "evaluation.png", "merged", "metrics.jsonl", "samples.json", "summary.json",
     ]  # fmt: skip
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["questions"] == 1  # a fifth of five
@@ -329,7 +327,8 @@ def test_a_revision_of_a_local_model_is_refused(run):
 def test_the_saved_settings_are_complete(run):
     saved = yaml.safe_load((run("out", rank=2) / "config.yaml").read_text())
     assert saved["rank"] == 2 and saved["target_modules"] == ["q_proj", "v_proj"]
-    assert set(saved) == set(vars(Config())) - {"output_dir", "debug", "resume"}
+    where = {"output_dir", "debug", "resume", "push_to_hub", "private"}
+    assert set(saved) == set(vars(Config())) - where
 
 
 def test_the_small_models_adapters_are_found_where_they_should_be(run):

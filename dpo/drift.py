@@ -1,0 +1,142 @@
+"""What alignment cost: how far the policy moved from its reference, beyond the held-out answers."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from data.encode import EncodedQuestion
+from data.trees import Tokens
+from dpo.generate import answers
+from dpo.reference import Scores, answer_key, score_answers
+
+NEUTRAL = Path(__file__).with_name("neutral.txt")  # of no topic that anybody trains on
+PROMPTS, MOST = 24, 32  # answers drawn for the KL, and their tokens at most
+AT_ONCE = 512  # tokens fed; plain rows keep all their logits
+
+
+class Drift(NamedTuple):
+    """How far a policy moved; log-probs and KL in nats."""
+
+    kl: float  # KL(pi || pi_ref) of an answer of at most `MOST` tokens, over held-out prompts
+    kl_per_token: float
+    chosen: float  # mean change of log pi of the held-out chosen answers
+    rejected: float
+    perplexity_before: float  # of the neutral text
+    perplexity_after: float
+
+
+def kl_to_reference(
+    model: Any,
+    reference: Callable[[Any], AbstractContextManager[None]],
+    prompts: Sequence[Tokens],
+    stop: int,
+    most: int = MOST,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return KL(pi || pi_ref) an answer and a token, in nats, averaged over prompts.
+
+        KL = E_{y ~ pi} sum_t sum_v pi(v | x, y_<t) log (pi(v | x, y_<t) / pi_ref(v | x, y_<t))
+
+    One answer a prompt is drawn from the policy; of each of its positions the sum over the
+    vocabulary is exact, which varies far less than log pi(y|x) - log pi_ref(y|x) and has the same
+    expectation, by the chain rule. Answers are cut at `most` tokens.
+
+    Args:
+        model: the policy; within `reference(model)` it is the reference.
+        reference: such as `lora.adapters_disabled`.
+        prompts: token ids.
+        stop: the token that ends an answer.
+        most: tokens of an answer.
+        seed: of the answers.
+    """
+    torch.manual_seed(seed)
+    total, tokens = 0.0, 0
+    for prompt, (said, stopped) in zip(
+        prompts, answers(model, prompts, stop, most, temperature=1.0), strict=True
+    ):
+        count = len(said) + stopped  # T: the stop token is an answer's last
+        ids = torch.tensor([(*prompt, *said)[: len(prompt) + count - 1]], device=model.device)
+        policy = _next_token_logps(model, ids, count)  # (T, V)
+        with reference(model):
+            anchor = _next_token_logps(model, ids, count)
+        total += float((policy.exp() * (policy - anchor)).sum())  # eq. (18) of docs/math.md
+        tokens += count
+    return total / len(prompts), total / tokens
+
+
+@torch.no_grad()
+def _next_token_logps(model: Any, ids: torch.Tensor, count: int) -> torch.Tensor:
+    """Return log softmax of the last `count` positions, float32."""
+    logits = model(input_ids=ids, logits_to_keep=count, use_cache=False).logits[0]
+    return torch.log_softmax(logits[-count:].float(), -1)
+
+
+def perplexity(model: Any, tokenizer: Any, text: str = "") -> float:
+    """Return exp(-mean log-prob a token) of a text, by default the neutral one.
+
+    Paragraphs are plain rows of their own, behind BOS, or else without their first token's score.
+    """
+    start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    paragraphs = (text or NEUTRAL.read_text(encoding="utf-8")).strip().split("\n\n")
+    encoded = [(*start, *tokenizer(p, add_special_tokens=False).input_ids) for p in paragraphs]
+    asked = [(ids[:1], [ids[1:]]) for ids in encoded if len(ids) > 1]
+    scores = score_answers(model, lambda: asked, AT_ONCE, shared=False)
+    return math.exp(-sum(scores.values()) / sum(len(ids) for _, (ids,) in asked))
+
+
+def change(questions: Sequence[EncodedQuestion], old: Scores, new: Scores) -> tuple[float, float]:
+    """Return the mean change of log pi of the chosen and of the rejected answers, in nats."""
+
+    def mean(which: Callable[[EncodedQuestion], Sequence[Tokens]]) -> float:
+        keys = [answer_key(q.prompt, answer) for q in questions for answer in which(q)]
+        return sum(new[key] - old[key] for key in keys) / len(keys)
+
+    return mean(lambda q: (q.chosen,)), mean(lambda q: q.rejected)
+
+
+def measure_drift(
+    model: Any,
+    reference: Callable[[Any], AbstractContextManager[None]],
+    tokenizer: Any,
+    questions: Sequence[EncodedQuestion],
+    old: Scores,
+    new: Scores,
+) -> Drift:
+    """Measure a policy's drift on held-out questions.
+
+    Args:
+        model: the policy, in eval mode; within `reference(model)` it is the reference.
+        reference: such as `lora.adapters_disabled`.
+        tokenizer: the model's own.
+        questions: held out.
+        old: the reference's log-prob of each of their answers.
+        new: the policy's.
+    """
+    some = [questions[i] for i in range(min(PROMPTS, len(questions)))]
+    prompts, stop = [q.prompt for q in some], some[0].chosen[-1]
+    after = perplexity(model, tokenizer)
+    with reference(model):
+        before = perplexity(model, tokenizer)
+    kl = kl_to_reference(model, reference, prompts, stop)
+    return Drift(*kl, *change(questions, old, new), before, after)
+
+
+def remark(drift: Drift) -> str:
+    """Say what of a drift should make a person look; "" if nothing does."""
+    said = []
+    if drift.chosen < 0 and drift.rejected < 0:
+        said.append(
+            f"The log-probs of chosen answers fell too ({drift.chosen:+.1f} nats, those of "
+            f"rejected ones {drift.rejected:+.1f}): both became less likely than what the model "
+            "writes instead. A lower --lr, a larger --beta or an --sft-weight holds them up."
+        )
+    if drift.perplexity_after > 1.1 * drift.perplexity_before:
+        said.append(
+            f"A neutral text became harder to predict: perplexity {drift.perplexity_before:.1f} -> "
+            f"{drift.perplexity_after:.1f}."
+        )
+    return " ".join(said)

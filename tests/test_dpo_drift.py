@@ -1,0 +1,135 @@
+"""Drift: the KL is that of whole answers; every number can be worked out by hand."""
+
+import math
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from conftest import TEXT, randomise, small_model, small_tokenizer
+
+from data import EncodedQuestion
+from dpo import drift
+from dpo.drift import Drift, change, kl_to_reference, perplexity, remark
+from dpo.reference import answer_key
+from lora import adapters_disabled, add_lora
+
+STOP, PROMPT = 2, (1, 5, 6)
+
+
+@pytest.fixture
+def model():
+    model = small_model("llama", scale=0.2, vocab_size=11)
+    add_lora(model, rank=2, alpha=4)
+    randomise(model, scale=1.0)
+    return model
+
+
+@torch.no_grad()
+def next_logps(model, ids):
+    return model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+
+
+def every_answer():
+    """All answers of at most two tokens: the stop token alone, or any other with one behind it."""
+    yield ((), True)
+    for first in range(11):
+        for second in range(11) if first != STOP else ():
+            yield ((first,), True) if second == STOP else ((first, second), False)
+
+
+def logp(model, answer):
+    said, stopped = answer
+    ids = [*said, STOP] if stopped else list(said)
+    return sum(float(next_logps(model, [*PROMPT, *ids[:t]])[ids[t]]) for t in range(len(ids)))
+
+
+def test_the_kl_is_that_of_whole_answers(model, monkeypatch):
+    """sum_y pi(y) log (pi(y) / ref(y)) over all 111 answers is the mean of what one draw gives."""
+    with adapters_disabled(model):
+        reference = {answer: logp(model, answer) for answer in every_answer()}
+    policy = {answer: logp(model, answer) for answer in every_answer()}
+    assert sum(map(math.exp, policy.values())) == pytest.approx(1)
+    whole = sum(math.exp(policy[y]) * (policy[y] - reference[y]) for y in policy)
+    mean = 0.0
+    for answer, score in policy.items():
+        monkeypatch.setattr(drift, "answers", lambda *_, drawn=answer, **__: [drawn])
+        mean += math.exp(score) * kl_to_reference(model, adapters_disabled, [PROMPT], STOP, 2)[0]
+    assert mean == pytest.approx(whole, rel=1e-4)
+    assert whole > 0.1
+
+
+def test_the_kl_of_one_token_needs_no_luck(model):
+    """With answers of one token nothing of it depends on what is drawn."""
+    prompts = [PROMPT, (1, 9)]
+    expected = 0.0
+    for prompt in prompts:
+        policy = next_logps(model, prompt)
+        with adapters_disabled(model):
+            reference = next_logps(model, prompt)
+        expected += float((policy.exp() * (policy - reference)).sum()) / 2
+    for seed in range(3):
+        found = kl_to_reference(model, adapters_disabled, prompts, STOP, most=1, seed=seed)
+        assert found == pytest.approx((expected, expected), rel=1e-4)
+
+
+def test_without_adapters_nothing_drifts(model):
+    assert kl_to_reference(model, lambda model: nullcontext(), [PROMPT], STOP, 4) == (0, 0)
+
+
+def test_answers_are_drawn_from_the_policy(model, monkeypatch):
+    """And not from the reference: it is the policy's expectation."""
+    inside = []
+
+    @contextmanager
+    def reference(model):
+        inside.append(True)
+        yield
+        inside.pop()
+
+    def watched(*arguments, temperature):
+        assert not inside and temperature == 1.0
+        return [((5,), True)]
+
+    monkeypatch.setattr(drift, "answers", watched)
+    kl_to_reference(model, reference, [PROMPT], STOP)
+
+
+def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
+    tokenizer = small_tokenizer()
+    model = small_model("llama", vocab_size=len(tokenizer))
+    model.lm_head.weight.data.zero_()
+    assert perplexity(model, tokenizer) == pytest.approx(len(tokenizer), rel=1e-5)
+
+
+@pytest.mark.parametrize("bos", ["<s>", None])
+def test_perplexity_by_the_models_own_loss(bos):
+    """exp of the mean over all scored tokens, of paragraphs read one by one."""
+    tokenizer = small_tokenizer(bos=bos)
+    model = small_model("gemma2", vocab_size=len(tokenizer))
+    total, count = 0.0, 0
+    for paragraph in TEXT:
+        start = [] if bos is None else [tokenizer.bos_token_id]
+        ids = torch.tensor([start + tokenizer(paragraph, add_special_tokens=False).input_ids])
+        with torch.no_grad():
+            total += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    found = perplexity(model, tokenizer, "\n\n".join(TEXT))
+    assert found == pytest.approx(math.exp(total / count), rel=1e-5)
+
+
+def test_the_change_of_chosen_and_rejected_by_hand():
+    """Chosen -2 -> -5 and -4 -> -3: mean -1. Rejected -1 -> -9, -2 -> -2, -3 -> -4: mean -3."""
+    one = EncodedQuestion((1,), (10,), ((11,), (12,)))
+    two = EncodedQuestion((2,), (10,), ((11,),))
+    keys = [answer_key(q.prompt, a) for q in (one, two) for a in q.answers]
+    old = dict(zip(keys, [-2.0, -1.0, -2.0, -4.0, -3.0], strict=True))
+    new = dict(zip(keys, [-5.0, -9.0, -2.0, -3.0, -4.0], strict=True))
+    assert change([one, two], old, new) == (-1, -3)
+
+
+def test_a_word_where_both_fall_and_where_neutral_text_suffers():
+    fine = Drift(1.0, 0.1, 2.0, -3.0, 20.0, 21.0)
+    assert remark(fine) == ""
+    assert "chosen answers fell too" in remark(fine._replace(chosen=-2.0))
+    assert "fell too" not in remark(fine._replace(chosen=-2.0, rejected=1.0))
+    assert "perplexity 20.0 -> 23.0" in remark(fine._replace(perplexity_after=23.0))
