@@ -10,12 +10,12 @@ import torch
 
 from data.encode import EncodedQuestion
 from data.trees import Tokens
-from dpo.generate import answers
+from dpo.generate import answers, contiguous_head
 from dpo.reference import Scores, answer_key, score_answers
 
 NEUTRAL = Path(__file__).with_name("neutral.txt")  # of no topic that anybody trains on
 PROMPTS, MOST = 24, 32  # answers drawn for the KL, and their tokens at most
-AT_ONCE = 512  # tokens fed; plain rows keep all their logits
+AT_ONCE = 64  # tokens fed, so that a paragraph is a batch: plain rows keep all their logits
 
 
 class Drift(NamedTuple):
@@ -71,7 +71,8 @@ def kl_to_reference(
 @torch.no_grad()
 def _next_token_logps(model: Any, ids: torch.Tensor, count: int) -> torch.Tensor:
     """Return log softmax of the last `count` positions, float32."""
-    logits = model(input_ids=ids, logits_to_keep=count, use_cache=False).logits[0]
+    with contiguous_head(model):
+        logits = model(input_ids=ids, logits_to_keep=count, use_cache=False).logits[0]
     return torch.log_softmax(logits[-count:].float(), -1)
 
 

@@ -1,8 +1,8 @@
 """Answers that a model writes, in batches, and what is wrong with them at first sight."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +52,23 @@ def left_padded(prompts: Sequence[Tokens], pad: int) -> tuple[Tensor, Tensor]:
     return ids, (torch.arange(length) >= ends[:, None]).long()
 
 
+@contextmanager
+def contiguous_head(model: Any) -> Iterator[None]:
+    """Within the block the output head reads contiguous hidden states.
+
+    Those of some positions are a strided view, with which torch 2.13 multiplies a large bf16 weight
+    a thousand times slower on a CPU, in gigabytes of scratch memory.
+    """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].clone(memory_format=torch.contiguous_format),)
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @torch.no_grad()
 def answers(
     model: Any, prompts: Sequence[Tokens], stop: int, most: int, temperature: float = 0.0
@@ -70,10 +87,11 @@ def answers(
     found: list[tuple[Tokens, bool]] = []
     for first in range(0, len(prompts), AT_ONCE):
         ids, mask = left_padded(prompts[first : first + AT_ONCE], stop)
-        out = model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
-            max_new_tokens=most, eos_token_id=stop, pad_token_id=stop, **how,
-        )  # fmt: skip
+        with contiguous_head(model):
+            out = model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
+                max_new_tokens=most, eos_token_id=stop, pad_token_id=stop, **how,
+            )  # fmt: skip
         for row in out[:, ids.shape[1] :].tolist():
             ended = stop in row
             found.append((tuple(row[: row.index(stop)] if ended else row), ended))
