@@ -64,7 +64,9 @@ def figure(
     right.set_yticks(rows, names, fontsize=8)
     right.set_xlim(-0.02, 1.02)
     right.set_title("pair accuracy by category (questions)", fontsize=10)
-    right.legend(frameon=False, fontsize=9, loc="lower left")
+    right.legend(
+        frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.05)
+    )
     for axes in (left, right):
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)

@@ -83,7 +83,9 @@ def lines(folder):
 
 
 @pytest.mark.parametrize("shuffle", ["questions", "pairs"])
-@pytest.mark.parametrize("more", [{}, {"reference_sync": 2}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, {"reference_sync": 2}, {"eval_every": 2, "best": "mc2", "lr": 0.1}], ids=str
+)
 def test_three_steps_a_stop_and_five_more_are_eight_steps_bit_for_bit(run, counted, shuffle, more):
     """10 pairs an epoch, 5 a step: 2 steps an epoch, 8 in all, dropout on."""
     more = more | {"shuffle": shuffle, "batch_size": 3, "max_steps": 8}  # 4 steps, the last short
@@ -99,7 +101,7 @@ def test_three_steps_a_stop_and_five_more_are_eight_steps_bit_for_bit(run, count
         first, second = (json.loads((f / "evaluation.json").read_text()) for f in (cut, whole))
         assert first[name] == second[name]
     ours, theirs = (json.loads((f / "summary.json").read_text()) for f in (cut, whole))
-    assert ours["tokens"] == theirs["tokens"] and ours["pairs"] == theirs["pairs"]
+    assert all(ours[name] == theirs[name] for name in ("tokens", "pairs", "best"))
 
 
 def test_the_starting_adapter_stays_the_reference_also_when_its_scores_are_lost(

@@ -324,6 +324,22 @@ def test_a_revision_of_a_local_model_is_refused(run):
         run("out", revision="main")
 
 
+def test_the_best_adapter_by_the_held_out_questions_is_the_one_that_is_left(run):
+    """A learning rate that overshoots: the best of the evaluations is not the last."""
+    folder = run("best", lr=0.1, schedule="constant", epochs=6, eval_every=2, best="mc2")
+    seen = {line["step"] + 1: line["eval/mc2"] for line in log(folder) if "eval/mc2" in line}
+    assert list(seen) == [2, 4, 6, 8, 10, 12]
+    best = max(seen, key=seen.__getitem__)
+    assert best != 12
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best"] == {"step": best, "metric": "mc2", "value": seen[best]}
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["after"]["mc2"] == pytest.approx(seen[best], rel=1e-5)
+    last = run("last", lr=0.1, schedule="constant", epochs=6)
+    assert json.loads((last / "summary.json").read_text())["best"] == {}
+    assert log(last)[-1]["loss"] == log(folder)[-1]["loss"]  # evaluating changes no step
+
+
 def test_the_saved_settings_are_complete(run):
     saved = yaml.safe_load((run("out", rank=2) / "config.yaml").read_text())
     assert saved["rank"] == 2 and saved["target_modules"] == ["q_proj", "v_proj"]
