@@ -93,12 +93,12 @@ def model_card(
         for name in ("evaluation", "summary", "samples")
     )
     parts = (
-        _head(run, config, facts),
+        _head(run, config, facts, results["questions"]),
         _load(repo, config, adapter_only),
         _changes(results, facts, check),
         _cost(results),
         _samples(samples),
-        _making(config, facts),
+        _making(config, facts, results["questions"]),
         _cautions(config, results, facts, check),
     )
     metadata = _metadata(run, config, results, adapter_only)
@@ -134,10 +134,10 @@ def _metadata(
     )
 
 
-def _head(run: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _head(run: Path, config: Mapping[str, Any], facts: Mapping[str, Any], held_out: int) -> str:
     base = base_on_hub(config["model"]) or public_name(config["model"])
     at = f" at revision {literal(config['revision'])}" if config["revision"] else ""
-    pairs = f"{facts['pairs']:,} pairs of {facts['split']['train']:,} questions"
+    pairs = f"{facts['pairs']:,} pairs of {facts['audit']['questions'] - held_out:,} questions"
     said = (
         f"# {literal(run.resolve().name)}\n\n"
         f"{literal(base)}{at}, tuned by direct preference optimization (DPO) through LoRA on "
@@ -231,7 +231,7 @@ def _samples(samples: list[dict[str, Any]]) -> str:
     return "\n\n".join(said)
 
 
-def _making(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _making(config: Mapping[str, Any], facts: Mapping[str, Any], held_out: int) -> str:
     settings = "\n".join(
         f"{name}: {config[name]}" for name in SETTINGS if config.get(name) not in (None, False)
     )
@@ -242,9 +242,9 @@ def _making(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         f"{facts['steps']:,} optimizer steps over {facts['pairs']:,} pairs on "
         f"{literal(facts['hardware'])}: {seconds['reference'] + seconds['train']:.0f} s with the "
         f"reference pass, {facts['pairs_per_second']:.1f} pairs a second, at most "
-        f"{facts['peak_memory_bytes'] / 2**30:.1f} GiB. {facts['split']['held_out']:,} of "
-        f"{facts['split']['train'] + facts['split']['held_out']:,} questions were held out, drawn "
-        f"by the seed. {literal(versions)}.\n\n{fenced(settings)}\n\n"
+        f"{facts['peak_memory_bytes'] / 2**30:.1f} GiB. {held_out:,} of "
+        f"{facts['audit']['questions']:,} questions were held out, drawn by the seed. "
+        f"{literal(versions)}.\n\n{fenced(settings)}\n\n"
         "![Loss, margins, accuracy, log-probs, gradient norm, learning rate](curves.png)"
     )
 

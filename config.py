@@ -18,6 +18,7 @@ from data.templates import Template
 from dpo.loss import Divergence, Loss, check_loss
 from dpo.measures import Measure
 from dpo.schedule import Schedule
+from lora.checkpointing import Checkpointing
 from lora.compiling import Compile
 from lora.quantise import Quantise
 
@@ -25,6 +26,7 @@ Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 KEYWORDS = ("auto", "builtin", "truthfulqa")  # what --model and --data take besides paths and ids
 MAY_CHANGE = (
     "device", "save_every", "keep", "skip_nonfinite", "merge", "merge_dtype", "tracker",
+    "checkpointing",
 )  # fmt: skip
 Number = TypeVar("Number", int, float)
 
@@ -82,7 +84,7 @@ class Config:
     eval_fraction: float = flag(0.2, "share of the questions held out")
     shuffle: Shuffle = flag("questions", "what is shuffled: whole questions or single pairs")
 
-    lr: float = flag(1e-3, "peak learning rate", "training")
+    lr: float = flag(5e-4, "peak learning rate", "training")
     epochs: int = flag(1, "passes over the pairs")
     max_steps: int | None = flag(None, "stop after this many optimizer steps")
     batch_size: int = flag(2, "pairs; times --grad-accum it is the pairs of an optimizer step")
@@ -91,6 +93,9 @@ class Config:
     warmup_ratio: float = flag(0.1, "share of the steps that warm up")
     weight_decay: float = flag(0.0, "of AdamW")
     max_grad_norm: float = flag(1.0, "clip the gradient's norm to this")
+    checkpointing: Checkpointing = flag(
+        "auto", "compute layers again backward; auto: where memory lacks"
+    )
     compile: Compile = flag("auto", "torch.compile the layers; auto: where many steps make it pay")
     seed: int = flag(0, "of the split, the order, A and the dropout")
 
@@ -106,6 +111,7 @@ class Config:
     tracker: Tracker = flag("none", "log the metrics there too; each needs its extra")
     push_to_hub: str | None = flag(None, "OWNER/NAME to publish the run under, once checked")
     private: bool = flag(False, "with --push-to-hub, if the repository is made")
+    plan: bool = flag(False, "say what the run would take, and run nothing")
     debug: bool = flag(False, "show tracebacks")
 
     def validate(self) -> None:
@@ -232,7 +238,7 @@ class Config:
         settings: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
-            if name not in ("output_dir", "debug", "resume", "push_to_hub", "private")
+            if name not in ("output_dir", "debug", "resume", "plan", "push_to_hub", "private")
         }
         for name in ("model", "adapter", "data"):
             value = settings[name]

@@ -125,17 +125,16 @@ def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     sys.stdout.flush()
 
 
-def print_plan(
-    base: lora.Base, report: data.Report, check: dpo.SelfCheck, steps: data.Steps
+def print_start(
+    base: lora.Base, check: dpo.SelfCheck, steps: data.Steps, plan: list[tuple[str, str]]
 ) -> None:
-    """Say what was read and what will be done, before anything that takes long."""
+    """Say what will be done and what it takes, before anything that takes long."""
     model = base.model
     patched = lora.lora_layers(model)
     trained = sum(p.numel() for p in lora.adapter_parameters(model))
     total = sum(p.numel() for p in model.parameters())
     ranks = ", ".join(map(str, sorted({layer.rank for layer in patched.values()})))
     where = f"{str(model.dtype).removeprefix('torch.')}, {model.device}"
-    print_rows(report.lines)
     if "gemma" in model.config.model_type:
         print(lora.GEMMA_TERMS)
     print_rows([
@@ -143,6 +142,7 @@ def print_plan(
         ("LoRA", f"{len(patched)} layers, {trained:,} trained parameters (rank {ranks})"),
         ("training", f"{steps.pairs:,} pairs in {steps.total:,} steps"),
         ("self-check", check.reason),
+        *plan,
     ])  # fmt: skip
     if not check.shared:
         print_rows([("", "so answers are trained as plain padded rows: right, but slower")])
@@ -199,7 +199,8 @@ def print_summary(folder: Path, found: dpo.Outcome, summary: dict[str, Any]) -> 
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
     print(
         f"\n{summary['pairs']} pairs, {summary['pairs_per_second']:.1f} a second with the reference"
-        f" pass; {summary['peak_memory_bytes'] / 2**30:.1f} GiB at most\nseconds: {seconds}\n"
+        f" pass; {summary['peak_memory_bytes'] / 2**30:.2f} GiB at most, planned were "
+        f"{summary['planned_memory_bytes'] / 2**30:.2f}\nseconds: {seconds}\n"
     )
     print(f"Written to {folder}: adapter/ (PEFT's format)" + ", merged/" * summary["merged"])
     run = shlex.quote(str(folder))

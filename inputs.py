@@ -4,7 +4,7 @@ Shared by the commands: `train.py` makes a run, the others open a finished one.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import transformers
 
@@ -31,23 +31,44 @@ def read(config: Config, token: str | None) -> data.Reading:
     return data.read_preferences(config.data, config.columns, token, cache_folder("data"), watch)
 
 
-def load_model(config: Config, token: str | None) -> lora.Base:
-    """Load the base model; where `--model auto` chose, the configuration names the choice."""
-    device = lora.choose_device(config.device)
+def load_tokenizer(config: Config, token: str | None) -> tuple[Any, int | None]:
+    """Load the base model's tokenizer, with the longest text that the model reads.
+
+    Where `--model auto` chose, the configuration names the choice.
+    """
     if config.model == "auto":
-        config.model, why = lora.choose_model(device, token)
+        config.model, why = lora.choose_model(lora.choose_device(config.device), token)
         print(f"Model: {config.model}, since {why}; --model chooses another.", flush=True)
+    return lora.load_tokenizer(config.model, config.revision, token)
+
+
+def load_model(config: Config, token: str | None, tokenizer: Any = None) -> lora.Base:
+    """Load the base model of a configuration that names it, with its tokenizer."""
+    device = lora.choose_device(config.device)
     dtype = lora.choose_dtype(config.dtype, device)
-    how = (config.attention, config.revision, token, config.quantize)
+    how = (config.attention, config.revision, token, config.quantize, tokenizer)
     return lora.load_base(config.model, device, dtype, *how)
 
 
-def prepare(config: Config, reading: data.Reading, base: lora.Base) -> data.Prepared:
+def add_adapters(config: Config, model: Any) -> None:
+    """Give the model its LoRA layers: new ones, or those of --adapter with their own settings."""
+    if config.adapter:
+        lora.load_adapter(model, config.adapter)
+    else:
+        lora.add_lora(
+            model, config.rank, config.alpha, config.dropout,
+            lora.as_targets(config.target_modules), config.rslora,
+            config.patterns("rank_pattern", int), config.patterns("alpha_pattern", float),
+        )  # fmt: skip
+
+
+def prepare(
+    config: Config, reading: data.Reading, tokenizer: Any, limit: int | None
+) -> data.Prepared:
     """Turn the questions into token ids and hold some of them out."""
-    settings = config.text_settings(base.tokenizer, lora.length_limit(base.model.config))
     return data.prepare(
-        config.data, reading, base.tokenizer, settings, cache_folder("data"),
-        config.eval_fraction, config.seed, watch,
+        config.data, reading, tokenizer, config.text_settings(tokenizer, limit),
+        cache_folder("data"), config.eval_fraction, config.seed, watch,
     )  # fmt: skip
 
 
@@ -78,4 +99,5 @@ def held_out(
     config: Config, base: lora.Base, token: str | None
 ) -> data.Table[data.EncodedQuestion]:
     """Return the questions that the run with this configuration held out."""
-    return prepare(config, read(config, token), base).held_out
+    limit = lora.length_limit(base.model.config)
+    return prepare(config, read(config, token), base.tokenizer, limit).held_out

@@ -16,13 +16,14 @@ import data
 import dpo
 import inputs
 import lora
+import plan
 import processes
 import publishing
 from card import write_card
 from checkpoint import Checkpoint
 from commands import guarded
 from config import Config, parse
-from console import Progress, print_merge, print_plan, print_summary, track
+from console import Progress, print_merge, print_rows, print_start, print_summary, track
 from processes import World
 from trackers import tracked
 from workspace import Clock, Stop, Stopped, cache_folder, metrics_log, summary, write_json
@@ -46,24 +47,26 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     torch.manual_seed(config.seed)
     clock = Clock(point.facts["seconds"] if point else None)
 
-    # The questions and the frozen base model; questions -> token ids, some of them held out.
+    # The questions, as token ids, some of them held out; and in which steps.
     reading = inputs.read(config, token)
-    base = inputs.load_model(config, token)
-    model, device = base.model, base.model.device
-    questions = inputs.prepare(config, reading, base)
+    tokenizer, limit = inputs.load_tokenizer(config, token)
+    questions = inputs.prepare(config, reading, tokenizer, limit)
     train, held_out = questions.train, questions.held_out
+    steps = data.Steps(
+        train.column("pairs").tolist(), config.batch_size * config.grad_accum,
+        config.epochs, config.seed, config.shuffle, config.max_steps,
+    )  # fmt: skip
+    print_rows(questions.report.lines)
+    planned = plan.settle(config, token, questions, steps, TOKENS)
+    if config.plan:
+        return print_rows(planned.lines())
 
-    # Adapters on the base, which stays as it is and is the reference.
+    # The frozen base model, and adapters on it; it stays as it is and is the reference.
+    base = inputs.load_model(config, token, tokenizer)
+    model, device = base.model, base.model.device
     check = dpo.check_sharing(model, data.of_all_lengths(questions.every), questions.largest_id)
     fingerprints = {"data": questions.fingerprint, "base": dpo.base_fingerprint(model)}
-    if config.adapter:
-        lora.load_adapter(model, config.adapter)
-    else:
-        lora.add_lora(
-            model, config.rank, config.alpha, config.dropout,
-            lora.as_targets(config.target_modules), config.rslora,
-            config.patterns("rank_pattern", int), config.patterns("alpha_pattern", float),
-        )  # fmt: skip
+    inputs.add_adapters(config, model)
     reference = lora.adapters_disabled
     if config.reference_adapter:  # the reference is the policy as it stands now
         fingerprints["base"] = dpo.base_fingerprint(model)
@@ -73,13 +76,9 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     ratios = {"A": 1.0, "B": config.lora_plus_ratio}  # LoRA+, arXiv 2402.12354: B learns faster
     groups = [{"params": lora.adapter_parameters(model, name), "name": name} for name in ratios]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    steps = data.Steps(
-        train.column("pairs").tolist(), config.batch_size * config.grad_accum,
-        config.epochs, config.seed, config.shuffle, config.max_steps,
-    )  # fmt: skip
     if point:
         checkpoint.check_same_run(point, config, **fingerprints)
-    print_plan(base, questions.report, check, steps)
+    print_start(base, check, steps, planned.lines())
     if world.first:
         config.save(folder / "config.yaml")
     clock.lap("load")
@@ -164,9 +163,10 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     lora.train_adapters(model)
     processes.draw_own(config.seed, first, world.rank, random)
     progress = Progress("Training", steps.pairs, "pairs", done=steps.pairs_before(first))
-    compiled = lora.layers_compiled(model, config.compile, steps.total)
+    layers = lora.layers_as_asked(model, config.compile, config.checkpointing, steps.total)
     tracker = tracked(config.tracker if world.first else "none", folder, config.settings(), first)
-    with compiled, metrics_log(folder if world.first else None, first) as log, tracker as report:
+    log_to = metrics_log(folder if world.first else None, first)
+    with layers, log_to as log, tracker as report:
         stop.patient = True
         for step, pairs in enumerate(steps.from_step(first), start=first):
             if config.reference_sync and step and step % config.reference_sync == 0:
@@ -215,7 +215,8 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     tuned = scored("Evaluation", {}, sides[0])
     if not world.first:
         return
-    found = dpo.outcome_of(model, reference, base.tokenizer, held_out, scores, tuned)
+    about = (model, reference, base.tokenizer, held_out)
+    found = dpo.outcome_of(*about, scores, tuned, check.shared)
     write_json(folder / "evaluation.json", found.results)
     write_json(folder / "samples.json", found.samples)
     dpo.draw_evaluation(folder, found.results, *found.margins)
@@ -231,7 +232,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     clock.lap("merge")
     facts = summary(config, base.name, device, steps, clock, {
         "tokens": tokens, "skipped": skipped, "best": best, "audit": questions.report.figures,
-        "split": {"train": len(train), "held_out": len(held_out)},
+        "planned_memory_bytes": planned.peak,
     })  # fmt: skip
     write_json(folder / "summary.json", facts)
     write_card(folder)

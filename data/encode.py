@@ -12,7 +12,7 @@ from data.gather import Reading, Watch, loosely, text_key, unwatched
 from data.question import CUT, REPEATED, SAME_TOKENS, TOO_LONG, DataError, Note, Preference
 from data.table import ROWS_AT_ONCE, Table, as_notes, count_notes, key_of, open_rows, write_rows
 from data.templates import Frame, Rendered, Template, chat_frame, render
-from data.trees import Tokens, fed_tokens
+from data.trees import Tokens, trie_size
 
 Truncate = Literal["drop", "prompt", "never"]
 
@@ -188,6 +188,7 @@ def _rows(
                     notes.append(Note(TOO_LONG, f"{p.place} {p.prompt[:60]!r}".strip()))
             asked = [turn.text for turn in p.history if turn.role == "user"]
             ids = list(itertools.chain(question.prompt, *question.answers))
+            fed, edges = trie_size(question.prompt, question.trained)
             yield {
                 **question._asdict(),
                 "place": p.place,
@@ -203,7 +204,8 @@ def _rows(
                     for a in question.rejected
                 ),
                 "as_trees": len(question.prompt) + sum(map(len, question.trained)),
-                "as_tries": fed_tokens(question.prompt, question.trained),
+                "as_tries": fed,
+                "edges": edges,
                 "merges": merges,
                 "unknown": 0 if unknown is None else ids.count(unknown),
                 "largest_id": max(ids),
@@ -310,7 +312,7 @@ def _features() -> dict[str, Any]:
     ids, number = List(Value("int32")), Value("int64")
     numbers = (
         "row", "ids_key", "key", "chosen_key", "pairs", "prompt_length", "length", "as_pairs",
-        "as_trees", "as_tries", "merges", "unknown", "largest_id",
+        "as_trees", "as_tries", "edges", "merges", "unknown", "largest_id",
     )  # fmt: skip
     return {
         "prompt": ids,

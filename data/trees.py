@@ -104,8 +104,8 @@ def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
     return Trie(tokens, depths, ends, edge_from, edge_token, paths)
 
 
-def fed_tokens(prompt: Tokens, answers: Sequence[Tokens]) -> int:
-    """Count the tokens that the trie of these answers feeds, without building it.
+def trie_size(prompt: Tokens, answers: Sequence[Tokens]) -> tuple[int, int]:
+    """Count the tokens that the trie of these answers feeds and its edges, without building it.
 
     In sorted order an answer adds the edges behind what it shares with the one before. Every edge
     becomes a node but the last of each branch, and a branch ends where the next answer leaves it.
@@ -114,7 +114,7 @@ def fed_tokens(prompt: Tokens, answers: Sequence[Tokens]) -> int:
     shared = [common_prefix(a, b) for a, b in itertools.pairwise(ordered)]
     edges = sum(map(len, ordered)) - sum(shared)
     branches = 1 + sum(s < len(a) for s, a in zip(shared, ordered, strict=False))
-    return len(prompt) + edges - branches
+    return len(prompt) + edges - branches, edges
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -15,7 +15,6 @@ from dpo.reference import Scores, answer_key, score_answers
 
 NEUTRAL = Path(__file__).with_name("neutral.txt")  # of no topic that anybody trains on
 PROMPTS, MOST = 24, 32  # answers drawn for the KL, and their tokens at most
-AT_ONCE = 64  # tokens fed, so that a paragraph is a batch: plain rows keep all their logits
 
 
 class Drift(NamedTuple):
@@ -63,7 +62,8 @@ def kl_to_reference(
         policy = _next_token_logps(model, ids, count)  # (T, V)
         with reference(model):
             anchor = _next_token_logps(model, ids, count)
-        total += float((policy.exp() * (policy - anchor)).sum())  # eq. (18) of docs/math.md
+        apart = anchor.neg_().add_(policy)  # in place, since the vocabulary is long
+        total += float(policy.exp_().mul_(apart).sum())  # eq. (18) of docs/math.md
         tokens += count
     return total / len(prompts), total / tokens
 
@@ -76,17 +76,19 @@ def _next_token_logps(model: Any, ids: torch.Tensor, count: int) -> torch.Tensor
     return torch.log_softmax(logits[-count:].float(), -1)
 
 
-def perplexity(model: Any, tokenizer: Any, text: str = "") -> float:
+def perplexity(model: Any, tokenizer: Any, shared: bool = True, text: str = "") -> float:
     """Return exp(-mean log-prob a token) of a text, by default the neutral one.
 
-    Paragraphs are plain rows of their own, behind BOS, or else without their first token's score.
+    Paragraphs are read one by one, behind BOS, or else without their first token's own score.
     """
     start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
     paragraphs = (text or NEUTRAL.read_text(encoding="utf-8")).strip().split("\n\n")
     encoded = [(*start, *tokenizer(p, add_special_tokens=False).input_ids) for p in paragraphs]
-    asked = [(ids[:1], [ids[1:]]) for ids in encoded if len(ids) > 1]
-    scores = score_answers(model, lambda: asked, AT_ONCE, shared=False)
-    return math.exp(-sum(scores.values()) / sum(len(ids) for _, (ids,) in asked))
+
+    def score(ids: Tokens) -> float:  # alone: paragraphs behind the same BOS would be one trie
+        return sum(score_answers(model, lambda: [(ids[:1], [ids[1:]])], 1, shared).values())
+
+    return math.exp(-sum(map(score, encoded)) / sum(len(ids) - 1 for ids in encoded))
 
 
 def change(questions: Sequence[EncodedQuestion], old: Scores, new: Scores) -> tuple[float, float]:
@@ -106,6 +108,7 @@ def measure_drift(
     questions: Sequence[EncodedQuestion],
     old: Scores,
     new: Scores,
+    shared: bool = True,
 ) -> Drift:
     """Measure a policy's drift on held-out questions.
 
@@ -116,12 +119,13 @@ def measure_drift(
         questions: held out.
         old: the reference's log-prob of each of their answers.
         new: the policy's.
+        shared: False for models that tries do not suit.
     """
     some = [questions[i] for i in range(min(PROMPTS, len(questions)))]
     prompts, stop = [q.prompt for q in some], some[0].chosen[-1]
-    after = perplexity(model, tokenizer)
+    after = perplexity(model, tokenizer, shared)
     with reference(model):
-        before = perplexity(model, tokenizer)
+        before = perplexity(model, tokenizer, shared)
     kl = kl_to_reference(model, reference, prompts, stop)
     return Drift(*kl, *change(questions, old, new), before, after)
 

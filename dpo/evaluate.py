@@ -82,8 +82,9 @@ def evaluate(args: argparse.Namespace) -> None:
     config.validate()
 
     reading = inputs.read(config, token)
-    base = inputs.load_model(config, token)
-    prepared = inputs.prepare(config, reading, base)
+    tokenizer, limit = inputs.load_tokenizer(config, token)
+    prepared = inputs.prepare(config, reading, tokenizer, limit)
+    base = inputs.load_model(config, token, tokenizer)
     some = own or args.eval_fraction is not None
     questions: list[Any] = list(prepared.held_out if some else prepared.every)
     if args.prompt == "truthfulqa":  # whose authors score an answer without its end

@@ -31,6 +31,7 @@ def outcome_of(
     questions: Sequence[EncodedQuestion],
     old: Scores,
     new: Scores,
+    shared: bool = True,
 ) -> Outcome:
     """Compare the policy with its reference on held-out questions.
 
@@ -41,10 +42,11 @@ def outcome_of(
         questions: held out.
         old: the reference's log-prob of each of their answers.
         new: the policy's.
+        shared: False for models that tries do not suit.
     """
     about = (model, reference, tokenizer, questions)
     before, after = believed(questions, old), believed(questions, new)
-    drift = measure_drift(*about, old, new)
+    drift = measure_drift(*about, old, new, shared)
     results = compare(before, after, [q.category for q in questions])
     margins = (pair_margins(questions, old), pair_margins(questions, new))
     return Outcome({**results, "drift": drift._asdict()}, samples(*about), margins)

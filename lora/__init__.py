@@ -19,10 +19,13 @@ from lora.base import (
     choose_device,
     choose_dtype,
     choose_model,
+    folder_of,
     length_limit,
     load_base,
     load_tokenizer,
+    skeleton,
 )
+from lora.checkpointing import Checkpointing, layers_as_asked, layers_checkpointed
 from lora.compiling import Compile, layers_compiled
 from lora.layer import LoRALinear, ModelError
 from lora.merging import (
@@ -41,6 +44,7 @@ __all__ = [
     "BUILTIN_HUB_ID",
     "GEMMA_TERMS",
     "Base",
+    "Checkpointing",
     "Compile",
     "LoRALinear",
     "ModelError",
@@ -55,6 +59,9 @@ __all__ = [
     "choose_dtype",
     "choose_model",
     "copy_adapter",
+    "folder_of",
+    "layers_as_asked",
+    "layers_checkpointed",
     "layers_compiled",
     "length_limit",
     "load_adapter",
@@ -69,6 +76,7 @@ __all__ = [
     "rounding_explains",
     "save_adapter",
     "save_merged",
+    "skeleton",
     "stored_dtype",
     "train_adapters",
 ]

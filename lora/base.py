@@ -81,6 +81,7 @@ def load_base(
     revision: str | None = None,
     token: str | None = None,
     quantise: Quantise = "none",
+    tokenizer: Any = None,
 ) -> Base:
     """Load a causal language model and its tokenizer, frozen and in eval mode.
 
@@ -88,11 +89,11 @@ def load_base(
         name: `builtin`, a folder, or a Hub id.
         device: where to put it.
         dtype: of the weights and the computation.
-        attention: transformers' name; `auto` is eager on CPUs (faster for short rows) and for
-            soft-capped attention, which fused kernels do not know, else sdpa.
+        attention: transformers' name, or `auto`, see `choose_attention`.
         revision: of a Hub id.
         token: for gated and private models.
         quantise: store the linear layers in 4 bits (nf4) or 8 (int8), by bitsandbytes.
+        tokenizer: the model's own, where it is loaded already.
 
     Raises:
         ModelError: it does not exist, cannot be reached, is gated, or holds no safetensors.
@@ -110,9 +111,6 @@ def load_base(
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if attention == "auto":
-            capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-            attention = "eager" if device.type == "cpu" or capped else "sdpa"
         quantised: dict[str, Any] = {}
         if quantise != "none":
             settings = quantisation_config(quantise)
@@ -121,13 +119,13 @@ def load_base(
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation=attention,
+            attn_implementation=choose_attention(attention, config, device),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
             **quantised,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"--model {name} cannot be loaded: {reason}") from error
@@ -144,6 +142,40 @@ def load_base(
     return Base(model, tokenizer, str(folder) if local else name, revision)
 
 
+def skeleton(
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    attention: str = "eager",
+    device: torch.device | None = None,
+) -> Any:
+    """Return a model without weights, on torch's meta device: its names, shapes and operations.
+
+    Raises:
+        ModelError: the folder has no configuration that can be read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        how = choose_attention(attention, config, device or torch.device("cpu"))
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=how)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the base {folder} cannot be read: {error}") from error
+    return model.eval().requires_grad_(False)
+
+
+def choose_attention(name: str, config: Any, device: torch.device) -> str:
+    """Return transformers' name for how attention is computed.
+
+    `auto` is eager on CPUs, which is faster for short rows, and for soft-capped attention, which
+    fused kernels do not know; else sdpa.
+    """
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    chosen = "eager" if device.type == "cpu" or capped else "sdpa"
+    return chosen if name == "auto" else name
+
+
 def load_tokenizer(
     name: str, revision: str | None = None, token: str | None = None
 ) -> tuple[Any, int | None]:
@@ -154,8 +186,7 @@ def load_tokenizer(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    files = FILES[1:]
-    folder = builtin_folder() if name == "builtin" else model_folder(name, revision, token, files)
+    folder = folder_of(name, revision, token)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -217,6 +248,17 @@ def model_folder(
     except (OSError, hub.HfHubHTTPError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"--model {name} could not be downloaded: {reason}") from error
+
+
+def folder_of(name: str, revision: str | None = None, token: str | None = None) -> Path:
+    """Return a folder with a model's configuration, and maybe no weights.
+
+    Raises:
+        ModelError: as `load_base`.
+    """
+    if name == "builtin":
+        return builtin_folder()
+    return model_folder(name, revision, token, FILES[1:])
 
 
 def builtin_path(cache: Path | None = None) -> Path:

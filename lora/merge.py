@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lora.adapter import adapters_disabled
-from lora.base import Base, builtin_folder, load_base, model_folder
+from lora.base import Base, builtin_folder, load_base, model_folder, skeleton
 from lora.files import written_whole
 from lora.layer import ModelError
 from lora.merging import Rounding, RoundingSums, rounding_explains, stored_dtype
@@ -62,7 +62,7 @@ def merge_files(
     """
     if output.exists():
         raise ModelError(f"--output {output} exists; name another or remove it first")
-    model = _skeleton(base)
+    model = skeleton(base)  # to check names and shapes against
     if getattr(model.config, "quantization_config", None):
         raise ModelError(
             f"the base {base} is stored quantised; name the model it was made from in the "
@@ -97,16 +97,6 @@ def merge_files(
         _copy_side_files(base, new, dtype, total)
         difference = _check(base, adapter, new, quantise)
     return sums.result(), difference
-
-
-def _skeleton(base: Path) -> Any:
-    """Return the model without weights, to check names and shapes against."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
-        with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the base {base} cannot be read: {error}") from error
 
 
 def _quantised_names(model: Any) -> set[str]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.trees import ancestor_mask, build_trie, collate, fed_tokens, packed, question_tries
+from data.trees import ancestor_mask, build_trie, collate, packed, question_tries, trie_size
 
 # The example of the module's docstring: Q=1 :=2 a=3 b=4 c=5 d=6 .=7
 PROMPT, ANSWERS = (1, 2), [(3, 4, 7), (3, 7), (5, 6)]
@@ -25,9 +25,10 @@ def test_the_example_of_the_docstring_by_hand():
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=8))
-def test_fed_tokens_are_counted_without_building_the_trie(answers):
+def test_tokens_and_edges_are_counted_without_building_the_trie(answers):
     answers = [tuple(answer) for answer in answers]
-    assert fed_tokens(PROMPT, answers) == len(build_trie(PROMPT, answers).tokens)
+    trie = build_trie(PROMPT, answers)
+    assert trie_size(PROMPT, answers) == (len(trie.tokens), len(trie.edge_token))
 
 
 def test_the_mask_of_the_example_by_hand():

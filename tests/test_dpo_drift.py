@@ -101,8 +101,9 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
     assert perplexity(model, tokenizer) == pytest.approx(len(tokenizer), rel=1e-5)
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("bos", ["<s>", None])
-def test_perplexity_by_the_models_own_loss(bos):
+def test_perplexity_by_the_models_own_loss(bos, shared):
     """exp of the mean over all scored tokens, of paragraphs read one by one."""
     tokenizer = small_tokenizer(bos=bos)
     model = small_model("gemma2", vocab_size=len(tokenizer))
@@ -113,7 +114,7 @@ def test_perplexity_by_the_models_own_loss(bos):
         with torch.no_grad():
             total += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
         count += ids.shape[1] - 1
-    found = perplexity(model, tokenizer, "\n\n".join(TEXT))
+    found = perplexity(model, tokenizer, shared, "\n\n".join(TEXT))
     assert found == pytest.approx(math.exp(total / count), rel=1e-5)
 
 

@@ -343,7 +343,7 @@ def test_the_best_adapter_by_the_held_out_questions_is_the_one_that_is_left(run)
 def test_the_saved_settings_are_complete(run):
     saved = yaml.safe_load((run("out", rank=2) / "config.yaml").read_text())
     assert saved["rank"] == 2 and saved["target_modules"] == ["q_proj", "v_proj"]
-    where = {"output_dir", "debug", "resume", "push_to_hub", "private"}
+    where = {"output_dir", "debug", "resume", "plan", "push_to_hub", "private"}
     assert set(saved) == set(vars(Config())) - where
 
 

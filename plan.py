@@ -1,0 +1,327 @@
+"""What a run will take, before it takes it: bytes, FLOPs and seconds (`--plan`).
+
+The model is built on torch's meta device, where tensors have sizes and no content. The heaviest
+micro-batch of the run goes through it, forward and backward, while every allocation is counted, so
+that the prediction knows the architecture, the adapters and the head as they are.
+"""
+
+import os
+import resource
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import data
+import dpo
+import inputs
+import lora
+from config import Config, UsageError
+from dpo.logps import TILE_CELLS
+
+LIBRARIES = 80 * 2**20  # on a CPU: what first products, pictures and samples load and compile
+LOGITS = 4 * 32  # rows of float32 logits that the drift holds at once
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: codes, 8-bit scales, their own scales
+USED = 0.6  # share of the matrix products' rate that a whole epoch reached on a CPU; RESULTS.md
+GIB, MIB = 2**30, 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs; bytes but for the counts."""
+
+    parameters: int  # of the frozen base
+    trained: int  # of the adapters
+    weights: int
+    adapters: int  # float32, with gradients and AdamW's two moments
+    step: int  # the heaviest micro-batch: what backward needs, and the head's tile
+    step_tokens: int  # fed in it
+    scoring: int  # a batch of the reference pass or the evaluation
+    looking: int  # drift and samples at the end: rows of logits
+    program: int  # what the process held before, and libraries that it will load
+    on_cpu: bool
+    free: int  # beyond that
+    flops: float  # of the whole run with its reference pass and both evaluations
+    rate: float  # FLOP/s of matrix products here, just measured
+
+    @property
+    def peak(self) -> int:
+        """Return the memory that the run holds at most.
+
+        A GPU's allocator gives the memory of one phase to the next. The C library of a CPU keeps
+        most of it in pieces that do not fit, so that there the phases add up.
+        """
+        phases = (self.step, self.scoring, self.looking)
+        return self.program + self.weights + self.adapters + (sum if self.on_cpu else max)(phases)
+
+    @property
+    def fits(self) -> bool:
+        """Tell whether that much is free."""
+        return self.peak - self.program <= self.free
+
+    @property
+    def seconds(self) -> float:
+        """Return what reference, training and evaluation will take, roughly."""
+        return self.flops / (self.rate * USED)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Say it, under headings."""
+        share = self.trained / self.parameters
+        return [
+            ("plan", f"weights {self.weights / MIB:,.0f} MiB; adapters, gradients and optimizer "
+                     f"{self.adapters / MIB:,.1f} MiB ({share:.2%} of the parameters)"),
+            ("", f"up to {self.step_tokens:,} tokens at once in training, "
+                 f"{self.step / MIB:,.0f} MiB; scoring {self.scoring / MIB:,.0f} MiB"),
+            ("", f"at most {self.peak / GIB:.2f} GiB with the program itself; "
+                 f"{(self.free + self.program) / GIB:.1f} GiB are there"),
+            ("", f"{self.flops / 1e12:,.1f} TFLOP, some {self.seconds:,.0f} s at {USED:.0%} of "
+                 f"the {self.rate / 1e9:,.0f} GFLOP/s measured"),
+        ]  # fmt: skip
+
+
+class Allocations(TorchDispatchMode):
+    """Count the bytes of the tensors that are alive, and their peak, within the block."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it allocated."""
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor.untyped_storage())
+        return out
+
+    def add(self, storage: Any) -> None:
+        """Count a storage once, until it is gone."""
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.seen:
+            self.seen.add(key)
+            self.alive += size
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self.drop, key, size)
+
+    def drop(self, key: int, size: int) -> None:
+        """Forget a storage."""
+        self.seen.discard(key)
+        self.alive -= size
+
+
+def traced_peak(model: Any, work: Callable[[], Any]) -> int:
+    """Return the bytes that `work` on a meta model allocates at most, its parameters left out."""
+    with Allocations() as counted:
+        for tensor in (*model.parameters(), *model.buffers()):
+            counted.seen.add(tensor.untyped_storage()._cdata)
+        work()
+    peak: int = counted.peak
+    return peak
+
+
+def make(
+    config: Config,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    questions: data.Prepared,
+    steps: data.Steps,
+    budgets: Mapping[str, int],
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        config: its settings.
+        folder: of the base model; only its configuration is read.
+        device: where it will run.
+        dtype: of the weights.
+        questions: encoded, trained on and held out.
+        steps: the order of the pairs.
+        budgets: tokens fed at once to `train` and to `score`, and as `plain` rows.
+    """
+    train, on_cpu = questions.train, device.type == "cpu"
+    model = lora.skeleton(folder, dtype, config.attention, device)
+    head = model.get_output_embeddings().weight
+    frozen = {id(p): p for p in model.parameters()}.values()  # tied ones once
+    weights = sum(_stored(p, config.quantize, p is head or p.dim() < 2) for p in frozen)
+    embeddings = model.get_input_embeddings().weight
+    if config.quantize != "none" and embeddings is not head:  # they stay as they are, too
+        weights += round(embeddings.nbytes - _stored(embeddings, config.quantize, False))
+    parameters = sum(p.numel() for p in frozen)
+    inputs.add_adapters(config, model)
+    trained = sum(p.numel() for p in lora.adapter_parameters(model))
+    TILE_CELLS["meta"] = TILE_CELLS.get(device.type, TILE_CELLS["cuda"])  # which it stands for
+    fed, step, scoring = activations(model, config, train, steps, budgets)
+    body = parameters - head.numel() - (0 if embeddings is head else embeddings.numel())
+    rate = matmul_rate(device, dtype, head.shape[1])
+    return Plan(
+        parameters, trained, round(weights), trained * 4 * 4, step, fed, scoring,
+        4 * LOGITS * head.shape[0],
+        resident(device) + LIBRARIES * on_cpu, on_cpu, free_memory(device),
+        epoch_flops(body, head.numel(), questions, steps, config), rate,
+    )  # fmt: skip
+
+
+def activations(
+    model: Any, config: Config, train: Any, steps: data.Steps, budgets: Mapping[str, int]
+) -> tuple[int, int, int]:
+    """Return the tokens of the heaviest micro-batch, its bytes, and those of a scoring batch.
+
+    A model that tries do not suit reads plain rows; of one that cannot be traced nothing is known.
+    """
+
+    def backward(trees: data.TreeBatch) -> None:
+        dpo.answer_logps(model, trees).sum().backward()
+
+    pairs = heaviest(train, steps)
+    asked = [(q.prompt, q.trained) for q in data.of_all_lengths(train, 512)]
+    for shared in (True, False):
+        most = [budgets[name] if shared else budgets["plain"] for name in ("train", "score")]
+        batch = next(data.step_batches(train, pairs, most[0], shared)).to("meta")
+        scored = next(dpo.scoring_batches({}, asked, most[1], shared))[1].to("meta")
+        try:
+            lora.train_adapters(model)
+            with lora.layers_checkpointed(model, config.checkpointing == "on"):
+                step = traced_peak(model, partial(backward, batch.trees))
+            model.eval()
+            with torch.no_grad():
+                return batch.fed, step, traced_peak(model, partial(dpo.answer_logps, model, scored))
+        except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
+            continue
+    return 0, 0, 0
+
+
+def _stored(parameter: torch.Tensor, quantise: str, dense: bool) -> float:
+    """Return the bytes that a parameter takes; quantised ones but for the head and vectors."""
+    each = {"none": 0.0, "nf4": NF4_BYTES, "int8": 1.0}[quantise]
+    return parameter.nbytes if dense or not each else parameter.numel() * each
+
+
+def heaviest(train: Any, steps: data.Steps) -> list[tuple[int, int]]:
+    """Return the pairs of the step that feeds the most tokens, as whole questions would."""
+    tokens = train.column("as_tries").tolist()
+    return max(steps.from_step(), key=lambda pairs: sum(tokens[q] for q in {q for q, _ in pairs}))
+
+
+def epoch_flops(
+    body: int, head: int, questions: data.Prepared, steps: data.Steps, config: Config
+) -> float:
+    """Return the FLOPs of a run's matrix products: 2 a weight, token and direction.
+
+    The body sees each fed token forward and backward, the head each scored edge in two products;
+    the reference pass and the two evaluations are forward alone.
+    """
+    train, held_out = (
+        [float(side.column(name).sum()) for name in ("as_tries", "edges")]
+        for side in (questions.train, questions.held_out)
+    )
+    epochs = steps.pairs / max(sum(steps.counts), 1)
+    reference = 0 if config.reference_free else 1
+    forward = [t * reference + 2 * h for t, h in zip(train, held_out, strict=True)]
+    both = [2 * t * epochs for t in train]
+    return 2 * (body * (forward[0] + both[0]) + head * (forward[1] + both[1]))
+
+
+def matmul_rate(
+    device: torch.device, dtype: torch.dtype, width: int, seconds: float = 0.15
+) -> float:
+    """Return the FLOP/s of products as they occur: some 128 tokens, width by 4 width."""
+    x = torch.ones(128, width, device=device, dtype=dtype)
+    weight = torch.ones(4 * width, width, device=device, dtype=dtype)
+
+    def run() -> None:
+        x @ weight.T
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    run()
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        run()
+        count += 1
+    return count * 2 * 128 * width * 4 * width / (time.perf_counter() - started)
+
+
+def resident(device: torch.device) -> int:
+    """Return what this process holds now of the memory that the plan is about."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    with suppress(OSError, ValueError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory(device: torch.device) -> int:
+    """Return what more this process may take, of the GPU or of the machine or its container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+        free.append(int(available.split()[1]) * 1024)
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        free.append(int((group / "memory.max").read_text()) - used)
+    return min(free, default=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def settle(
+    config: Config,
+    token: str | None,
+    questions: data.Prepared,
+    steps: data.Steps,
+    budgets: Mapping[str, int],
+) -> Plan:
+    """Plan the run; say what does not fit, and which setting would; settle `auto` checkpointing.
+
+    The arguments are those of `make`.
+
+    Raises:
+        UsageError: not even the weights fit.
+    """
+    folder = lora.folder_of(config.model, config.revision, token)
+    device = lora.choose_device(config.device)
+    dtype = lora.choose_dtype(config.dtype, device)
+
+    def planned(**changes: Any) -> Plan:
+        return make(replace(config, **changes), folder, device, dtype, questions, steps, budgets)
+
+    plan = planned()
+    asked, config.checkpointing = (
+        config.checkpointing,
+        "on" if config.checkpointing == "on" else "off",
+    )
+    if plan.fits:
+        return plan
+    if asked == "auto":
+        recomputed = planned(checkpointing="on")
+        if recomputed.step < plan.step and (recomputed.fits or recomputed.peak < plan.peak):
+            config.checkpointing, plan = "on", recomputed
+            print(
+                "Memory: activations are computed again backward (--checkpointing on)", flush=True
+            )
+    if plan.fits:
+        return plan
+    needs = f"the run needs some {(plan.peak - plan.program) / GIB:.1f} GiB"
+    there = f"{plan.free / GIB:.1f} GiB are free"
+    advice = "choose a smaller --model or a shorter --max-length"
+    if config.quantize == "none" and (smaller := planned(quantize="nf4")).fits:
+        advice = f"--quantize nf4 would need {(smaller.peak - smaller.program) / GIB:.1f} GiB"
+    if plan.weights > plan.free:
+        raise UsageError(f"{needs} and {there}; {advice}")
+    print(f"Memory: {needs} and {there}; {advice}", flush=True)
+    return plan

@@ -1,0 +1,207 @@
+"""The plan: bytes counted by hand on small tensors, and compared with what a run really took."""
+
+import json
+
+import pytest
+import torch
+from conftest import QUESTIONS_CSV, ROOT, python_process, small_model
+
+import data
+import plan
+from config import Config
+from data import EncodedQuestion, Steps
+from plan import Allocations, Plan, _stored, epoch_flops, heaviest, traced_peak
+
+
+def test_allocations_are_counted_once_and_until_they_are_gone():
+    """Two of 400 bytes, a view of one, then one of 800 when the first two are gone: 800."""
+    with Allocations() as counted:
+        a = torch.ones(100, device="meta")
+        b = a * 2
+        view = b[:50]
+        assert counted.alive == counted.peak == 800
+        del a, b
+        assert counted.alive == 400  # the view holds its storage
+        del view
+        assert counted.alive == 0
+        torch.ones(200, device="meta")
+    assert counted.peak == 800
+
+
+def test_what_backward_needs_is_counted_by_hand():
+    """y = relu(x W1) W2, x (10, 4), widths 6 and 3, float32: x 160 bytes, h 240, relu 240, y 120.
+
+    Without gradients x is gone when relu comes, and h when y comes: h and relu are the peak, 480.
+    With them x is kept (W1 is trained), relu too (for its own slope and W2), h is not: at y 160 +
+    240 + 120 = 520 are alive. Backward then adds the gradient of y, of W2 (72), of relu (240).
+    """
+    w1, w2 = (torch.nn.Linear(a, b, bias=False, device="meta") for a, b in ((4, 6), (6, 3)))
+    model = torch.nn.Sequential(w1, w2)
+
+    def forward():
+        return w2(w1(torch.ones(10, 4, device="meta")).relu())
+
+    with torch.no_grad():
+        assert traced_peak(model, forward) == 240 + 240
+    kept = 160 + 240
+    assert (
+        kept + 120 + 72 + 240
+        <= traced_peak(model, lambda: forward().sum().backward())
+        <= (
+            kept + 120 + 120 + 72 + 240 + 240  # two gradients of relu's side at most, ones expanded
+        )
+    )
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantised_weights_take_their_codes_and_scales(kind):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from bitsandbytes import functional
+
+    weight = torch.randn(512, 1024)
+    if kind == "nf4":
+        packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+        taken = packed.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+    else:
+        codes, scales, _ = functional.int8_vectorwise_quant(weight.half())
+        taken = codes.nbytes + scales.nbytes
+    assert bitsandbytes.__version__
+    assert _stored(weight, kind, False) == pytest.approx(taken, rel=0.01)
+    assert _stored(weight, kind, True) == _stored(weight, "none", False) == weight.nbytes
+
+
+class Side:
+    def __init__(self, **columns):
+        self.columns = columns
+
+    def column(self, name):
+        import numpy
+
+        return numpy.array(self.columns[name])
+
+
+def test_the_flops_by_hand():
+    """Body 10, head 100 weights; 7 tokens and 3 edges trained on, 2 and 1 held out; two epochs.
+
+    Body: reference 7, held out twice 4, two epochs forward and backward 28: 39. Head: 3, 2, 12: 17.
+    Two FLOPs each: 2 (390 + 1,700) = 4,180. Without a reference 7 and 3 less: 3,440.
+    """
+    questions = type(
+        "Q", (), {"train": Side(as_tries=[7], edges=[3]), "held_out": Side(as_tries=[2], edges=[1])}
+    )
+    steps = Steps([2], 2, epochs=2, seed=0, shuffle="questions")
+    assert epoch_flops(10, 100, questions, steps, Config()) == 4180
+    assert epoch_flops(10, 100, questions, steps, Config(reference_free=True)) == 3440
+
+
+def test_the_heaviest_step_is_found():
+    steps = Steps([1, 1, 1], 1, epochs=1, seed=0, shuffle="questions")
+    assert heaviest(Side(as_tries=[5, 9, 7]), steps) == [(1, 0)]
+
+
+def planned(free, **changes):
+    """A plan whose program takes 1 GiB, weights 4, adapters 1, a step 3 and scoring 2."""
+    gib = 2**30
+    values = {
+        "parameters": 100, "trained": 1, "weights": 4 * gib, "adapters": gib, "step": 3 * gib,
+        "step_tokens": 9, "scoring": 2 * gib, "looking": 0, "program": gib, "on_cpu": False,
+        "free": free, "flops": 6e12, "rate": 1e12,
+    }  # fmt: skip
+    return Plan(**(values | changes))
+
+
+def test_the_phases_share_their_memory_on_a_gpu_and_add_up_on_a_cpu():
+    assert planned(0).peak == 9 * 2**30
+    assert planned(0, on_cpu=True, looking=2**30).peak == 12 * 2**30
+    assert planned(0, scoring=5 * 2**30).peak == 11 * 2**30
+    assert planned(8 * 2**30).fits and not planned(8 * 2**30 - 1).fits
+    assert planned(0).seconds == pytest.approx(6 / plan.USED)
+    assert "(1.00% of the parameters)" in planned(0).lines()[0][1]
+
+
+@pytest.fixture
+def settle(monkeypatch, model_folder):
+    """Settle a plan that needs 8 GiB, 6 with layers computed again, 5.5 in four bits."""
+
+    def settle(free, **settings):
+        sizes = {("off", "none"): 3, ("on", "none"): 1, ("off", "nf4"): 0.5}
+
+        def make(config, *_):
+            again = "on" if config.checkpointing == "on" else "off"
+            step = int(sizes[again, config.quantize] * 2**30)
+            return planned(int(free * 2**30), step=step, scoring=0)
+
+        monkeypatch.setattr(plan, "make", make)
+        config = Config(model=str(model_folder), device="cpu", **settings)
+        return plan.settle(config, None, None, None, {}), config
+
+    return settle
+
+
+def test_layers_are_computed_again_only_where_memory_lacks(settle, capsys):
+    _, config = settle(9)
+    assert config.checkpointing == "off" and capsys.readouterr().out == ""
+    found, config = settle(6.5)
+    assert config.checkpointing == "on" and found.fits
+    assert "--checkpointing on" in capsys.readouterr().out
+    _, config = settle(6.5, checkpointing="off")
+    assert config.checkpointing == "off"
+    said = capsys.readouterr().out
+    assert "needs some 8.0 GiB and 6.5 GiB are free" in said and "--quantize nf4 would need" in said
+
+
+def test_weights_that_do_not_fit_end_the_run_with_what_would(settle):
+    with pytest.raises(plan.UsageError, match="3.0 GiB are free; choose a smaller --model"):
+        settle(3, checkpointing="off")
+
+
+@pytest.mark.parametrize("hidden", [384, 512, 768])
+def test_the_prediction_is_within_a_tenth_of_the_measured_peak(hidden, tmp_path, tokenizer):
+    """Three sizes of Gemma 2, each in a process of its own, float32."""
+    model = small_model(
+        "gemma2", vocab_size=64_000, hidden_size=hidden, intermediate_size=4 * hidden,
+        num_hidden_layers=8, layer_types=["full_attention"] * 8, head_dim=64,
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "questions.csv").write_text(QUESTIONS_CSV, encoding="utf-8")
+    argv = [
+        str(ROOT / "train.py"), "--model", "model", "--data", "questions.csv", "--device", "cpu",
+        "--output-dir", "run", "--dtype", "float32", "--no-merge",
+    ]  # fmt: skip
+    done = python_process(tmp_path, argv)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "run" / "summary.json").read_text())
+    ratio = facts["planned_memory_bytes"] / facts["peak_memory_bytes"]
+    assert 0.9 < ratio < 1.1
+
+
+def test_a_plan_runs_nothing_and_leaves_nothing(tmp_path, model_folder):
+    (tmp_path / "questions.csv").write_text(QUESTIONS_CSV, encoding="utf-8")
+    argv = [
+        str(ROOT / "train.py"), "--plan", "--model", str(model_folder), "--data", "questions.csv",
+        "--output-dir", "run", "--device", "cpu",
+    ]  # fmt: skip
+    done = python_process(tmp_path, argv)
+    assert done.returncode == 0, done.stderr
+    assert "plan        weights" in done.stdout and "Training" not in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_tries_do_not_suit_is_planned_as_plain_rows(monkeypatch, tokenizer):
+    calls = []
+
+    def scored(model, batch):
+        calls.append(batch.shared)
+        if batch.shared:
+            raise ValueError("too many values to unpack")
+        return torch.ones(1, device="meta", requires_grad=True)
+
+    monkeypatch.setattr(plan.dpo, "answer_logps", scored)
+    question = EncodedQuestion((1, 2), (3, 4), ((5, 4),))
+    train = [question]
+    monkeypatch.setattr(data, "of_all_lengths", lambda questions, count: questions)
+    monkeypatch.setattr(plan, "heaviest", lambda *_: [(0, 0)])
+    budgets = {"train": 9, "score": 9, "plain": 9}
+    found = plan.activations(small_model("llama").to("meta"), Config(), train, None, budgets)
+    assert calls == [True, False, False] and found[0] > 0
