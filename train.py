@@ -215,8 +215,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     tuned = scored("Evaluation", {}, sides[0])
     if not world.first:
         return
-    about = (model, reference, base.tokenizer, held_out)
-    found = dpo.outcome_of(*about, scores, tuned, check.shared)
+    found = dpo.outcome_of(model, reference, tokenizer, held_out, scores, tuned, check.shared)
     write_json(folder / "evaluation.json", found.results)
     write_json(folder / "samples.json", found.samples)
     dpo.draw_evaluation(folder, found.results, *found.margins)

@@ -13,8 +13,8 @@ from data.trees import TreeBatch, ancestor_mask
 
 TILE_CELLS = {
     "cpu": 2**20,
-    "cuda": 2**28,
-}  # E x T float32 scores held at a time; cache-sized on CPU
+    "cuda": 2**26,
+}  # E x T float32 scores held at a time; cache-sized on CPU, 256 MiB and enough work on a GPU
 
 SMALLEST_TILE = 512  # columns of the vocabulary; below it, calls cost more than they compute
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from conftest import QUESTIONS_CSV, ROOT, python_process, small_model
 
 import data
@@ -174,6 +175,39 @@ def test_the_prediction_is_within_a_tenth_of_the_measured_peak(hidden, tmp_path,
     facts = json.loads((tmp_path / "run" / "summary.json").read_text())
     ratio = facts["planned_memory_bytes"] / facts["peak_memory_bytes"]
     assert 0.9 < ratio < 1.1
+
+
+def test_gemma_2_9b_is_planned_from_its_configuration_alone(tmp_path, monkeypatch):
+    """9.24 billion parameters, and with rank 8 on q and v 4,472,832 trained, as PEFT has them."""
+    transformers.Gemma2Config(
+        vocab_size=256_000, hidden_size=3584, intermediate_size=14336, num_hidden_layers=42,
+        num_attention_heads=16, num_key_value_heads=8, head_dim=256, query_pre_attn_scalar=256,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    question = EncodedQuestion((2, *range(10, 40)), (40, 41, 1), ((42, 43, 1),))
+    columns = {name: [1] for name in ("as_tries", "edges")}
+
+    class Few(list):
+        def column(self, name):
+            return Side(**columns).column(name)
+
+    monkeypatch.setattr(plan.data, "of_all_lengths", lambda questions, count: questions)
+    sides = type("Q", (), {"train": Few([question]), "held_out": Few([question])})
+    steps = Steps([1], 8, epochs=1, seed=0, shuffle="questions")
+    budgets = {"train": 2048, "score": 4096, "plain": 512}
+    made = {
+        kind: plan.make(
+            Config(quantize=kind), tmp_path, torch.device("cpu"), torch.bfloat16, sides, steps,
+            budgets,
+        )
+        for kind in ("none", "nf4")
+    }  # fmt: skip
+    assert made["none"].parameters == 9_241_705_984
+    assert made["none"].trained == 4_472_832
+    assert made["none"].weights == 2 * 9_241_705_984
+    head = 256_000 * 3584
+    assert made["nf4"].weights == pytest.approx(
+        2 * head + (9_241_705_984 - head) * plan.NF4_BYTES, rel=1e-3
+    )
 
 
 def test_a_plan_runs_nothing_and_leaves_nothing(tmp_path, model_folder):
