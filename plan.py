@@ -29,6 +29,8 @@ from config import Config, UsageError
 from dpo.logps import TILE_CELLS
 
 LIBRARIES = 80 * 2**20  # on a CPU: what first products, pictures and samples load and compile
+# oneDNN compiles its bf16 products for every shape it meets, and keeps them: measured a step, at most
+SHAPES = (int(4.5 * 2**20), 540 * 2**20)
 LOGITS = 4 * 32  # rows of float32 logits that the drift holds at once
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: codes, 8-bit scales, their own scales
 USED = 0.6  # share of the matrix products' rate that a whole epoch reached on a CPU; RESULTS.md
@@ -164,10 +166,12 @@ def make(
     fed, step, scoring = activations(model, config, train, steps, budgets)
     body = parameters - head.numel() - (0 if embeddings is head else embeddings.numel())
     rate = matmul_rate(device, dtype, head.shape[1])
+    compiled = min(SHAPES[0] * steps.total, SHAPES[1]) if dtype == torch.bfloat16 else 0
+    libraries = LIBRARIES + compiled if on_cpu else 0
     return Plan(
         parameters, trained, round(weights), trained * 4 * 4, step, fed, scoring,
         4 * LOGITS * head.shape[0],
-        resident(device) + LIBRARIES * on_cpu, on_cpu, free_memory(device),
+        resident(device) + libraries, on_cpu, free_memory(device),
         epoch_flops(body, head.numel(), questions, steps, config), rate,
     )  # fmt: skip
 

@@ -28,6 +28,10 @@ ROW_TOKENS = (
     256  # short tries are packed into rows of about this length; attention stays cheap there
 )
 
+MULTIPLE = (
+    8  # of which rows are long: every other shape costs a CPU's matrix library time and memory
+)
+
 
 class Trie(NamedTuple):
     """One question's tokens, depth-first, with each token that is fed or predicted stored once."""
@@ -135,7 +139,8 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
     sizes = [len(trie.tokens) for trie in tries]
     place = packed(sizes) if shared else [(row, 0) for row in range(len(tries))]
     rows = 1 + max(row for row, _ in place)
-    length = max(column + size for (_, column), size in zip(place, sizes, strict=True))
+    longest = max(column + size for (_, column), size in zip(place, sizes, strict=True))
+    length = -(-longest // MULTIPLE) * MULTIPLE if shared else longest
     tokens = torch.zeros(rows, length, dtype=torch.long)
     positions = torch.zeros(rows, length, dtype=torch.long)
     ends = torch.arange(1, length + 1).repeat(rows, 1)  # padding sees itself alone: no NaN
