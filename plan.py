@@ -29,7 +29,7 @@ from config import Config, UsageError
 from dpo.logps import TILE_CELLS
 
 LIBRARIES = 80 * 2**20  # on a CPU: what first products, pictures and samples load and compile
-# oneDNN compiles its bf16 products for every shape it meets, and keeps them: measured a step, at most
+# oneDNN compiles bf16 products for each shape it meets, and keeps them: bytes a step, and at most
 SHAPES = (int(4.5 * 2**20), 540 * 2**20)
 LOGITS = 4 * 32  # rows of float32 logits that the drift holds at once
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: codes, 8-bit scales, their own scales

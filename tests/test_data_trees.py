@@ -40,12 +40,15 @@ def test_the_mask_of_the_example_by_hand():
         [1, 1, 1, 1, 0],  # b
         [1, 1, 0, 0, 1],  # c sees the prompt, not its siblings a and b
     ]
-    assert ancestor_mask(batch.positions, batch.ends)[0].int().tolist() == expected
+    mask = ancestor_mask(batch.positions, batch.ends)[0].int()
+    assert mask.shape == (8, 8)  # rows are a multiple of 8 long
+    assert mask[:5, :5].tolist() == expected
+    assert mask[5:, 5:].tolist() == torch.eye(3).int().tolist() and not mask[:5, 5:].any()
 
 
 def test_a_sliding_window_counts_positions_not_columns():
     batch = collate([build_trie(PROMPT, ANSWERS)])
-    windowed = ancestor_mask(batch.positions, batch.ends, window=2)[0].int().tolist()
+    windowed = ancestor_mask(batch.positions, batch.ends, window=2)[0, :5, :5].int().tolist()
     assert windowed[3] == [0, 0, 1, 1, 0]  # b sees a and itself
     assert windowed[4] == [0, 1, 0, 0, 1]  # c (column 4, position 2) still sees ':' (position 1)
 
@@ -104,9 +107,9 @@ def test_in_a_batch_every_edge_reads_its_own_text_and_nothing_else(questions, sh
 
 def test_short_tries_share_rows_and_rows_are_filled_evenly():
     tries = [build_trie(tuple(range(1, 101)), [(1, 2)]) for _ in range(4)]  # 101 tokens each
-    assert collate(tries).tokens.shape == (2, 202)  # two rows of about 256 at most
-    assert collate(tries[:3]).tokens.shape == (3, 101)  # and never 256 + 47 padded to 512
-    assert collate(tries[:2]).tokens.shape == (1, 202)
+    assert collate(tries).tokens.shape == (2, 208)  # two rows of about 256 at most, 202 long
+    assert collate(tries[:3]).tokens.shape == (3, 104)  # and never 256 + 47 padded to 512
+    assert collate(tries[:2]).tokens.shape == (1, 208)
     assert collate(tries, shared=False).tokens.shape == (4, 101)
 
 
