@@ -34,6 +34,7 @@ class Check(NamedTuple):
     """The files that are published, measured as anybody would load them; see `publishing`."""
 
     dtype: str
+    questions: int  # of those held out
     adapter: dpo.Metrics  # of base + adapter on the held-out questions
     merged: dpo.Metrics | None
     difference: float | None  # mean |log pi_merged - log pi_adapter| / tokens, nats
@@ -193,8 +194,8 @@ def _changes(results: Mapping[str, Any], facts: Mapping[str, Any], check: Check 
         )
     if check:
         said += (
-            f"\n\nThe files here, loaded in {check.dtype}: MC1 {check.adapter.mc1:.4f}, MC2 "
-            f"{check.adapter.mc2:.4f} for base + adapter"
+            f"\n\nThe files here, loaded in {check.dtype}, on {check.questions} of these questions: "
+            f"MC1 {check.adapter.mc1:.4f}, MC2 {check.adapter.mc2:.4f} for base + adapter"
         )
         if check.merged:
             said += (

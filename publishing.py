@@ -1,6 +1,7 @@
 """From a finished run to the Hub: checked first, then everything in one commit."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,7 @@ from config import UsageError
 from inputs import FinishedRun
 from workspace import HubError
 
-SMALL = 4 * 2**30  # bytes of a merged model that is checked in float32
+SMALL = 2 * 10**9  # parameters of a model that is checked in float32
 CHECKED = 200  # held-out questions at most
 PICTURES = ("curves.png", "evaluation.png")
 
@@ -59,26 +60,25 @@ def check_access(repo: str, token: str | None, update: bool = False) -> None:
                     "commit to it with python -m dpo.publish RUN REPO --update"
                 )
     except (hub.HTTPError, OSError) as error:
-        raise _explained(error, repo) from error
+        raise _explained(error, repo, "nothing was done") from error
 
 
 def publish(
-    run: FinishedRun,
-    repo: str,
-    token: str | None,
-    adapter_only: bool = False,
-    private: bool = False,
+    run: FinishedRun, repo: str, private: bool = False, adapter_only: bool | None = None
 ) -> str:
     """Check the files of a run, and commit them; return where they are.
 
-    What was uploaded before an interruption is not uploaded again.
+    What was uploaded before an interruption is not uploaded again. Where nothing is said, the
+    merged model goes along if the run made one.
 
     Raises:
         UsageError: the run has no merged model.
         lora.ModelError: the merged model is not base + adapter.
         HubError: the Hub refuses or does not answer.
     """
-    merged = run.folder / "merged"
+    token, merged = inputs.quiet(), run.folder / "merged"
+    if adapter_only is None:
+        adapter_only = not run.config.merge
     if not adapter_only and not merged.is_dir():
         raise UsageError(
             f"{run.folder} has no merged model; add --adapter-only, or make it: "
@@ -113,7 +113,10 @@ def publish(
                 + " and card",
             )
         except (hub.HTTPError, OSError, RuntimeError, ValueError) as error:
-            raise _explained(error, repo) from error
+            again = (
+                f"python -m dpo.publish {shlex.quote(str(run.folder))} {repo} goes on from there"
+            )
+            raise _explained(error, repo, again) from error
     print(f"Published:  {commit.repo_url.url}")
     return str(commit.repo_url.url)
 
@@ -129,9 +132,9 @@ def checked(run: FinishedRun, merged: Path | None, token: str | None) -> tuple[c
         lora.ModelError: the merged model differs from base + adapter by more than rounding does.
     """
     config = run.config
-    if merged and sum(f.stat().st_size for f in merged.glob("*.safetensors")) < SMALL:
-        if config.quantize == "none":
-            config = replace(config, dtype="float32")
+    shape = lora.skeleton(lora.folder_of(config.model, config.revision, token))
+    if config.quantize == "none" and sum(p.numel() for p in shape.parameters()) < SMALL:
+        config = replace(config, dtype="float32")
     print("Checking the files on held-out questions ...", flush=True)
     base = inputs.load_model(config, token)
     questions: list[Any] = list(inputs.held_out(config, base, token))[:CHECKED]
@@ -149,7 +152,7 @@ def checked(run: FinishedRun, merged: Path | None, token: str | None) -> tuple[c
     dtype = str(base.model.dtype).removeprefix("torch.")
     tokenizer = base.tokenizer
     if merged is None:
-        return card.Check(dtype, adapter, None, None, None), tokenizer
+        return card.Check(dtype, len(questions), adapter, None, None, None), tokenizer
     stored = lora.stored_dtype(merged)
     del base
     own = replace(config, model=str(merged), revision=None, quantize="none")
@@ -168,7 +171,7 @@ def checked(run: FinishedRun, merged: Path | None, token: str | None) -> tuple[c
             f"python -m lora.merge {run.folder} --output ..."
         )
     means = dpo.believed(questions, found).means()
-    return card.Check(dtype, adapter, means, difference, allowed), tokenizer
+    return card.Check(dtype, len(questions), adapter, means, difference, allowed), tokenizer
 
 
 def _folder(folder: Path, prefix: str = "") -> dict[str, Path | bytes]:
@@ -182,7 +185,7 @@ def _portable(file: Path, model: str) -> bytes:
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
-def _explained(error: Exception, repo: str) -> Exception:
+def _explained(error: Exception, repo: str, again: str) -> Exception:
     """Return the error that says to a person what the Hub meant."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
@@ -197,10 +200,7 @@ def _explained(error: Exception, repo: str) -> Exception:
         said.append((str(cause).strip() or type(cause).__name__).splitlines()[0])
         unanswered = isinstance(cause, hub.HTTPError) and not hasattr(cause, "response")
         if unanswered or isinstance(cause, hub.OfflineModeIsEnabled):
-            return HubError(
-                f"the Hub cannot be reached ({said[-1]}); nothing is published yet, "
-                "and the same command goes on where it stopped"
-            )
+            return HubError(f"the Hub cannot be reached ({said[-1]}); {again}")
         cause = cause.__cause__ or cause.__context__
     why = ": ".join(dict.fromkeys((said[0], said[-1])))
-    return HubError(f"publishing to {repo} failed: {why}; the same command goes on from there")
+    return HubError(f"publishing to {repo} failed: {why}; {again}")

@@ -36,6 +36,8 @@ def run(config: Config, stop: Stop | None = None, world: World | None = None) ->
     world = world or World()
     with checkpoint.opened(config, world) as (folder, point):
         job(config, folder, point, stop or Stop(), world)
+    if config.push_to_hub and world.first and not config.plan:
+        publishing.publish(inputs.finished_run(folder), config.push_to_hub, config.private)
     return folder
 
 
@@ -236,9 +238,6 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     write_json(folder / "summary.json", facts)
     write_card(folder)
     print_summary(folder, found, facts)
-    if config.push_to_hub:
-        run = inputs.finished_run(folder)
-        publishing.publish(run, config.push_to_hub, token, not config.merge, config.private)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,10 +31,9 @@ def publish(args: argparse.Namespace) -> None:
     import inputs
     import publishing
 
-    token = inputs.quiet()
-    publishing.check_access(args.repo, token, args.update)
+    publishing.check_access(args.repo, inputs.quiet(), args.update)
     run = inputs.finished_run(Path(args.run))
-    publishing.publish(run, args.repo, token, args.adapter_only, args.private)
+    publishing.publish(run, args.repo, args.private, args.adapter_only)
 
 
 if __name__ == "__main__":

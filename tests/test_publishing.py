@@ -133,7 +133,7 @@ def test_the_adapter_alone(finished, here, account):
 def test_an_interrupted_upload_goes_on_where_it_stopped(finished, here, account, capsys):
     account.breaks_after = 1
     assert command(finished, "ann/tuned") == 1
-    assert "the same command goes on" in capsys.readouterr().err
+    assert f"python -m dpo.publish {finished} ann/tuned goes on" in capsys.readouterr().err
     assert account.commits == [] and len(account.stored) == 1
     account.breaks_after = None
     here.clear()
@@ -152,7 +152,7 @@ def test_a_merged_model_that_is_not_base_plus_adapter_is_not_published(finished,
     save_file(weights, path, metadata={"format": "pt"})
     run = inputs.finished_run(finished)
     with pytest.raises(ModelError, match=r"differs from base \+ adapter by .* nothing was publi"):
-        publishing.publish(run, "ann/tuned", "hf_right")
+        publishing.publish(run, "ann/tuned")
     assert account.created == account.commits == []
 
 
