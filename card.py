@@ -194,7 +194,7 @@ def _changes(results: Mapping[str, Any], facts: Mapping[str, Any], check: Check 
         )
     if check:
         said += (
-            f"\n\nThe files here, loaded in {check.dtype}, on {check.questions} of these questions: "
+            f"\n\nThe files here, loaded in {check.dtype}, on {check.questions} of them: "
             f"MC1 {check.adapter.mc1:.4f}, MC2 {check.adapter.mc2:.4f} for base + adapter"
         )
         if check.merged:

@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+fonts = tempfile.TemporaryDirectory(prefix="fonts-")  # looked for once, not in every process
+os.environ["MPLCONFIGDIR"] = fonts.name
 
 import pytest
 import torch
