@@ -1,6 +1,8 @@
 """Small random models of real architectures, and a tokenizer trained on the spot."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -8,14 +10,14 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-fonts = tempfile.TemporaryDirectory(prefix="fonts-")  # looked for once, not in every process
-os.environ["MPLCONFIGDIR"] = fonts.name
+os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="fonts-")  # looked for once, in all processes
 
 import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)
 ROOT = Path(__file__).parents[1]
 VOCABULARY = 97
 WINDOW = 6  # shorter than the paths of the tests, so that sliding windows matter
