@@ -9,7 +9,7 @@ import torch
 
 from data import EncodedQuestion
 from dpo import DPOLoss, answer_key, measure, measures, pair_columns, schedule_factor, step_metrics
-from dpo.measures import Beliefs, Metrics, intervals, mc1, mc2, p_values
+from dpo.measures import Beliefs, Metrics, by_category, intervals, mc1, mc2, p_values, pair_margins
 
 LN = math.log
 
@@ -147,3 +147,29 @@ def test_the_learning_rate_by_hand():
     assert cosine == pytest.approx([1 / 3, 2 / 3, 1, (1 + root) / 2, 1 / 2, (1 - root) / 2])
     assert [schedule_factor(s, 3, 0, "constant") for s in range(3)] == [1, 1, 1]
     assert schedule_factor(0, 1, 0, "linear") == 1
+
+
+def test_the_margin_of_every_pair_is_chosen_less_rejected():
+    """-1 against -3 and -0.5: 2 and -0.5; -2 against -2: 0. Further correct answers are no pair."""
+    one = EncodedQuestion((1,), (10,), ((11,), (12,)), ((13,),))
+    two = EncodedQuestion((2,), (10,), ((11,),))
+    scores = dict(
+        zip(
+            [answer_key(q.prompt, a) for q in (one, two) for a in q.answers],
+            [-1.0, -3.0, -0.5, -9.0, -2.0, -2.0],
+            strict=True,
+        )
+    )
+    assert pair_margins([one, two], scores) == [2, -0.5, 0]
+
+
+def test_categories_are_means_of_their_own_questions_and_the_nameless_are_left_out():
+    values = {name: np.array([1.0, 0.0, 1.0, 0.5]) for name in Metrics._fields}
+    weights = {name: np.array([1.0, 3.0, 1.0, 1.0]) for name in Metrics._fields}
+    beliefs = Beliefs(values, weights)
+    found = by_category(beliefs, beliefs, ["Law", "Law", "Art", ""])
+    assert list(found) == ["Law", "Art"]
+    assert found["Law"]["questions"] == 2
+    assert found["Law"]["after"]["mc1"] == pytest.approx(1 / 4)  # (1 x 1 + 3 x 0) / 4
+    assert found["Art"]["before"]["mc1"] == 1
+    assert by_category(beliefs, beliefs, [""] * 4) == {}
