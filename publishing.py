@@ -3,6 +3,7 @@
 import json
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +18,7 @@ import dpo
 import inputs
 import lora
 from config import UsageError
+from console import track
 from inputs import FinishedRun
 from workspace import HubError
 
@@ -138,12 +140,15 @@ def checked(run: FinishedRun, merged: Path | None, token: str | None) -> tuple[c
     print("Checking the files on held-out questions ...", flush=True)
     base = inputs.load_model(config, token)
     questions: list[Any] = list(inputs.held_out(config, base, token))[:CHECKED]
+    largest = max(id for q in questions for ids in (q.prompt, *q.answers) for id in ids)
+    shared = dpo.check_sharing(base.model, questions[:4], largest).shared
     lora.load_adapter(base.model, run.adapter)
     base.model.eval()
 
     def scored(model: Any) -> dict[str, float]:
         asked = dpo.asked(lambda items: items, (questions, "answers"))
-        return dpo.score_answers(model, asked, 512, shared=False)
+        show = partial(track, label="Checking", unit="answers", size=lambda batch: len(batch[0]))
+        return dpo.score_answers(model, asked, 4096 if shared else 512, shared, watch=show)
 
     expected = scored(base.model)
     with lora.adapters_disabled(base.model):

@@ -5,7 +5,7 @@ import torch
 from conftest import randomise, small_model
 
 from dpo import generate, sample
-from dpo.generate import alarms, answers, left_padded, readable, repeats
+from dpo.generate import alarms, answers, left_padded, readable, repeats, side_by_side
 from lora import adapters_disabled, add_lora
 
 STOP = 2
@@ -55,6 +55,20 @@ def test_drawn_answers_repeat_with_their_seed(model):
         return answers(model, PROMPTS, STOP, 12, temperature=1.0)
 
     assert drawn(0) == drawn(0) != drawn(1)
+
+
+def test_base_and_tuned_are_drawn_with_the_same_seed(model, tokenizer):
+    """Without an effect of the adapters both say the same, whatever was drawn before."""
+    from contextlib import nullcontext
+
+    def pairs(seed):
+        how = {"temperature": 1.0, "seed": seed}
+        return side_by_side(model, lambda _: nullcontext(), tokenizer, PROMPTS, STOP, 12, **how)
+
+    torch.manual_seed(9)
+    first = pairs(0)
+    assert all(base == tuned for base, tuned in first)
+    assert pairs(0) == first != pairs(1)
 
 
 def test_prompts_are_padded_on_the_left():

@@ -59,11 +59,21 @@ def leveldb_records(data, before):
 
 def test_wandb_offline(run, monkeypatch, tmp_path):
     pytest.importorskip("wandb", reason="needs [wandb]")
-    from wandb.proto import wandb_internal_pb2
-
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     folder, log = run("wandb")
+    assert history(folder) == [(x["step"], pytest.approx(x["loss"])) for x in log]
+    (tmp_path / "resumed").mkdir()
+    with tracked("wandb", tmp_path / "resumed", {}, 5) as report:
+        report(5, {"loss": 0.5})
+        report(6, {"loss": 0.25})
+    assert history(tmp_path / "resumed") == [(5, 0.5), (6, 0.25)]
+
+
+def history(folder):
+    """What wandb keeps of a run on disk: (step, loss)."""
+    from wandb.proto import wandb_internal_pb2
+
     (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     found = []
     for raw in leveldb_records(file.read_bytes()[7:], before=7):
@@ -75,7 +85,7 @@ def test_wandb_offline(run, monkeypatch, tmp_path):
                 for item in record.history.item
             }
             found.append((items["_step"], items["loss"]))
-    assert found == [(line["step"], pytest.approx(line["loss"])) for line in log]
+    return found
 
 
 def test_trackio_local(run, monkeypatch, tmp_path):
