@@ -29,11 +29,11 @@ from lora.checkpointing import Checkpointing, layers_as_asked, layers_checkpoint
 from lora.compiling import Compile, layers_compiled
 from lora.layer import LoRALinear, ModelError
 from lora.merging import (
+    TOLERANCE,
     Rounding,
     merge_lora,
     merge_rounding,
     merged_weight,
-    rounding_explains,
     save_merged,
     stored_dtype,
 )
@@ -43,6 +43,7 @@ from lora.targets import as_targets
 __all__ = [
     "BUILTIN_HUB_ID",
     "GEMMA_TERMS",
+    "TOLERANCE",
     "Base",
     "Checkpointing",
     "Compile",
@@ -73,7 +74,6 @@ __all__ = [
     "merged_weight",
     "remove_lora",
     "restore_adapter",
-    "rounding_explains",
     "save_adapter",
     "save_merged",
     "skeleton",
