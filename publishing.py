@@ -182,9 +182,9 @@ def checked(run: FinishedRun, merged: Path | None, token: str | None) -> tuple[c
 def allowed_difference(stored: torch.dtype, computed: torch.dtype, moved: float) -> float:
     """Return how far merged model and base + adapter may be apart, in nats a token, on average.
 
-    At most the tolerance of the dtypes. Computed in float32, where the weights' rounding is all there
-    is, also at most a quarter of what the adapter moves, down to a fifth of the tolerance: a delta
-    left out moves the scores by all of it.
+    At most the tolerance of the dtypes. Computed in float32, where the weights' rounding is all
+    there is, also at most a quarter of what the adapter moves, down to a fifth of the tolerance: a
+    delta left out moves the scores by all of it.
     """
     most = max(lora.TOLERANCE[stored], lora.TOLERANCE[computed])
     return most if computed != torch.float32 else min(most, max(moved / 4, most / 5))
