@@ -210,21 +210,21 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     progress.close()
     clock.lap("train")
 
-    # What it changed, on questions it has not seen, and what that cost.
+    # The adapter; what it changed, on questions it has not seen, and what that cost.
     model.eval()
     if copies["best"]:
         lora.restore_adapter(model, copies["best"])
     tuned = scored("Evaluation", {}, sides[0])
     if not world.first:
         return
+    lora.save_adapter(model, folder / "adapter", base.name, base.revision)
     found = dpo.outcome_of(model, reference, tokenizer, held_out, scores, tuned, check.shared)
     write_json(folder / "evaluation.json", found.results)
     write_json(folder / "samples.json", found.samples)
     dpo.draw_evaluation(folder, found.results, *found.margins)
     clock.lap("evaluate")
 
-    # The adapter, and the merged model.
-    lora.save_adapter(model, folder / "adapter", base.name, base.revision)
+    # The merged model.
     if config.merge:
         merge_dtype = None if config.merge_dtype == "auto" else getattr(torch, config.merge_dtype)
         rounding = lora.merge_rounding(model, merge_dtype)

@@ -14,6 +14,7 @@ from dpo.generate import answers, contiguous_head
 from dpo.reference import Scores, answer_key, score_answers
 
 NEUTRAL = Path(__file__).with_name("neutral.txt")  # of no topic that anybody trains on
+AT_ONCE = 4096  # tokens fed
 PROMPTS, MOST = 24, 32  # answers drawn for the KL, and their tokens at most
 
 
@@ -86,7 +87,7 @@ def perplexity(model: Any, tokenizer: Any, shared: bool = True, text: str = "") 
     encoded = [(*start, *tokenizer(p, add_special_tokens=False).input_ids) for p in paragraphs]
 
     def score(ids: Tokens) -> float:  # alone: paragraphs behind the same BOS would be one trie
-        return sum(score_answers(model, lambda: [(ids[:1], [ids[1:]])], 1, shared).values())
+        return sum(score_answers(model, lambda: [(ids[:1], [ids[1:]])], AT_ONCE, shared).values())
 
     return math.exp(-sum(map(score, encoded)) / sum(len(ids) - 1 for ids in encoded))
 
