@@ -1,6 +1,8 @@
 """The command line as people meet it: wrong flags, the Hub, Ctrl-C, a second run."""
 
+import io
 import re
+import sys
 
 import pytest
 import yaml
@@ -9,6 +11,7 @@ from hub import hub
 
 import train
 from config import Config, UsageError, parse
+from console import Progress, sparkline
 
 
 @pytest.mark.parametrize(
@@ -242,3 +245,27 @@ def test_a_token_from_the_environment_or_dotenv_opens_a_gated_model(
     for path in [p for run in "ab" for p in (tmp_path / run).rglob("*") if p.is_file()]:
         assert b"hf_right" not in path.read_bytes(), path
     assert "hf_right" not in done.stdout + done.stderr
+
+
+def test_a_sparkline_by_hand():
+    """Eight steps of height; longer courses as means of equal parts: 0, 2 | 4, 6 -> 1 and 5."""
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], width=8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0, 2, 4, 6], width=2) == "▁█"
+    assert sparkline([3.0] * 3) == "▁▁▁" and sparkline([]) == ""
+    assert len(sparkline(range(1000))) == 16
+
+
+def test_on_a_terminal_the_course_of_the_loss_is_drawn_beside_the_bar(monkeypatch):
+    class Terminal(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    progress = Progress("Training", 4, "pairs")
+    for value in (4.0, 3.0, 2.0, 1.0):
+        progress.advance(1, f"loss {value}", value)
+    progress.close()
+    assert "█▆▃▁ loss 1.0" in terminal.getvalue().replace("\r", "\n")
