@@ -177,8 +177,11 @@ def peak_memory(device: torch.device) -> int:
     """Return the bytes this process held at most: on the GPU, or in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, StopIteration):  # getrusage counts what the parent held, too
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(x for x in lines if x.startswith("VmHWM")).split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes elsewhere
 
 
 def hardware(device: torch.device) -> str:

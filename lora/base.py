@@ -101,9 +101,7 @@ def load_base(
     local = name == "builtin" or Path(name).expanduser().is_dir()
     if local and revision:
         raise ModelError(f"--revision {revision} is for models of the Hub, and {name} is local")
-    folder = builtin_folder() if name == "builtin" else model_folder(name, revision, token)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"--model {folder} is no model: it has no config.json")
+    folder = folder_of(name, revision, token, FILES)
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"--model {name} has no *.safetensors weights; other formats are not read")
 
@@ -250,15 +248,22 @@ def model_folder(
         raise ModelError(f"--model {name} could not be downloaded: {reason}") from error
 
 
-def folder_of(name: str, revision: str | None = None, token: str | None = None) -> Path:
-    """Return a folder with a model's configuration, and maybe no weights.
+def folder_of(
+    name: str,
+    revision: str | None = None,
+    token: str | None = None,
+    files: Sequence[str] = FILES[1:],
+) -> Path:
+    """Return the folder of a model's configuration; without weights, unless `files` has them.
 
     Raises:
         ModelError: as `load_base`.
     """
-    if name == "builtin":
-        return builtin_folder()
-    return model_folder(name, revision, token, FILES[1:])
+    known = name == "builtin"
+    folder = builtin_folder() if known else model_folder(name, revision, token, files)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"--model {folder} is no model: it has no config.json")
+    return folder
 
 
 def builtin_path(cache: Path | None = None) -> Path:

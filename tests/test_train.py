@@ -259,7 +259,8 @@ def test_a_model_without_safetensors_or_configuration_is_refused(run, tmp_path, 
     bad.mkdir()
     with pytest.raises(ModelError, match="no config.json"):
         run("out", model=str(bad))
-    shutil.copy(model_folder / "config.json", bad)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model_folder / name, bad)
     (bad / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ModelError, match=r"no \*.safetensors"):
         run("out", model=str(bad))
