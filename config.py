@@ -21,12 +21,13 @@ from dpo.schedule import Schedule
 from lora.checkpointing import Checkpointing
 from lora.compiling import Compile
 from lora.quantise import Quantise
+from lora.sharding import Shard
 
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 KEYWORDS = ("auto", "builtin", "truthfulqa")  # what --model and --data take besides paths and ids
 MAY_CHANGE = (
     "device", "save_every", "keep", "skip_nonfinite", "merge", "merge_dtype", "tracker",
-    "checkpointing",
+    "checkpointing", "shard",
 )  # fmt: skip
 Number = TypeVar("Number", int, float)
 
@@ -97,6 +98,7 @@ class Config:
         "auto", "compute layers again backward; auto: where memory lacks"
     )
     compile: Compile = flag("auto", "torch.compile the layers; auto: where many steps make it pay")
+    shard: Shard = flag("auto", "split the base over torchrun's processes; auto: if too large")
     seed: int = flag(0, "of the split, the order, A and the dropout")
 
     output_dir: str | None = flag(None, "a new folder; default runs/DATE-TIME", "run")
@@ -168,6 +170,10 @@ class Config:
             )
         if self.reference_adapter and not self.adapter:
             raise UsageError("--reference-adapter needs --adapter, the adapter to start from")
+        if self.shard == "on" and self.quantize != "none":
+            raise UsageError("--shard on is for bases that are not quantised; leave one out")
+        if self.shard == "on" and self.compile == "on":
+            raise UsageError("--shard on and --compile on do not go together; choose one")
         if self.private and not self.push_to_hub:
             raise UsageError("--private is for --push-to-hub OWNER/NAME")
         self.patterns("rank_pattern", int)

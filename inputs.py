@@ -3,15 +3,17 @@
 Shared by the commands: `train.py` makes a run, the others open a finished one.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import transformers
 
 import data
 import lora
 from config import Config, UsageError, parse
-from console import watch
+from console import print_rows, watch
 from workspace import cache_folder, hub_token
 
 
@@ -48,6 +50,19 @@ def load_model(config: Config, token: str | None, tokenizer: Any = None) -> lora
     dtype = lora.choose_dtype(config.dtype, device)
     how = (config.attention, config.revision, token, config.quantize, tokenizer)
     return lora.load_base(config.model, device, dtype, *how)
+
+
+def load_sharded(config: Config, token: str | None, tokenizer: Any = None) -> lora.Base:
+    """Load the base model split over all processes; its weights are read by the first."""
+    device = lora.choose_device(config.device)
+    dtype = lora.choose_dtype(config.dtype, device)
+    folder = lora.folder_of(config.model, config.revision, token)
+    skeleton = lora.skeleton(folder, dtype, config.attention, device)
+    load = partial(
+        lora.load_base, config.model, torch.device("cpu"), dtype,
+        revision=config.revision, token=token, tokenizer=tokenizer,
+    )  # fmt: skip
+    return lora.load_sharded(load, skeleton, device)
 
 
 def add_adapters(config: Config, model: Any) -> None:
@@ -93,6 +108,18 @@ def finished_run(folder: Path) -> FinishedRun:
     if not (folder / "config.yaml").is_file() or not (folder / "adapter").is_dir():
         raise UsageError(f"{folder} is no finished run: it needs config.yaml and adapter/")
     return FinishedRun(folder, parse(["--config", str(folder / "config.yaml")]))
+
+
+def read_questions(config: Config, token: str | None) -> tuple[Any, data.Prepared]:
+    """Return the base model's tokenizer, and the questions as token ids, some of them held out.
+
+    What was found in them is printed.
+    """
+    reading = read(config, token)
+    tokenizer, limit = load_tokenizer(config, token)
+    questions = prepare(config, reading, tokenizer, limit)
+    print_rows(questions.report.lines)
+    return tokenizer, questions
 
 
 def held_out(

@@ -5,6 +5,7 @@ micro-batch of the run goes through it, forward and backward, while every alloca
 that the prediction knows the architecture, the adapters and the head as they are.
 """
 
+import itertools
 import os
 import resource
 import sys
@@ -52,8 +53,9 @@ class Plan:
     program: int  # what the process held before, and libraries that it will load
     on_cpu: bool
     free: int  # beyond that
-    flops: float  # of the whole run with its reference pass and both evaluations
+    flops: float  # of the whole run with its reference pass and both evaluations, a process
     rate: float  # FLOP/s of matrix products here, just measured
+    shards: int = 1  # processes that the base's layers are split among
 
     @property
     def peak(self) -> int:
@@ -78,9 +80,10 @@ class Plan:
     def lines(self) -> list[tuple[str, str]]:
         """Say it, under headings."""
         share = self.trained / self.parameters
+        split = f"; layers split among {self.shards} processes" if self.shards > 1 else ""
         return [
             ("plan", f"weights {self.weights / MIB:,.0f} MiB; adapters, gradients and optimizer "
-                     f"{self.adapters / MIB:,.1f} MiB ({share:.2%} of the parameters)"),
+                     f"{self.adapters / MIB:,.1f} MiB ({share:.2%} of the parameters){split}"),
             ("", f"up to {self.step_tokens:,} tokens at once in training, "
                  f"{self.step / MIB:,.0f} MiB; scoring {self.scoring / MIB:,.0f} MiB"),
             ("", f"at most {self.peak / GIB:.2f} GiB with the program itself; "
@@ -139,8 +142,9 @@ def make(
     questions: data.Prepared,
     steps: data.Steps,
     budgets: Mapping[str, int],
+    processes: int = 1,
 ) -> Plan:
-    """Plan a run.
+    """Plan a run, as one of so many processes takes part in it.
 
     Args:
         config: its settings.
@@ -150,6 +154,7 @@ def make(
         questions: encoded, trained on and held out.
         steps: the order of the pairs.
         budgets: tokens fed at once to `train` and to `score`, and as `plain` rows.
+        processes: which share the questions, and with `--shard on` the base.
     """
     train, on_cpu = questions.train, device.type == "cpu"
     model = lora.skeleton(folder, dtype, config.attention, device)
@@ -159,6 +164,10 @@ def make(
     embeddings = model.get_input_embeddings().weight
     if config.quantize != "none" and embeddings is not head:  # they stay as they are, too
         weights += round(embeddings.nbytes - _stored(embeddings, config.quantize, False))
+    shards = processes if config.shard == "on" else 1
+    if shards > 1:  # its share of all layers, and the one computed with the next one beside it
+        layers = [sum(p.nbytes for p in layer.parameters()) for layer in lora.decoder_layers(model)]
+        weights += sum(layers) / shards + 2 * max(layers) - sum(layers)
     parameters = sum(p.numel() for p in frozen)
     inputs.add_adapters(config, model)
     trained = sum(p.numel() for p in lora.adapter_parameters(model))
@@ -172,7 +181,7 @@ def make(
         parameters, trained, round(weights), trained * 4 * 4, step, fed, scoring,
         4 * LOGITS * head.shape[0],
         resident(device) + libraries, on_cpu, free_memory(device),
-        epoch_flops(body, head.numel(), questions, steps, config), rate,
+        epoch_flops(body, head.numel(), questions, steps, config) / processes, rate, shards,
     )  # fmt: skip
 
 
@@ -289,8 +298,9 @@ def settle(
     questions: data.Prepared,
     steps: data.Steps,
     budgets: Mapping[str, int],
+    processes: int = 1,
 ) -> Plan:
-    """Plan the run; say what does not fit, and which setting would; settle `auto` checkpointing.
+    """Plan the run; say what does not fit, and which setting would; settle what is `auto`.
 
     The arguments are those of `make`.
 
@@ -302,28 +312,31 @@ def settle(
     dtype = lora.choose_dtype(config.dtype, device)
 
     def planned(**changes: Any) -> Plan:
-        return make(replace(config, **changes), folder, device, dtype, questions, steps, budgets)
+        settings = replace(config, **changes)
+        return make(settings, folder, device, dtype, questions, steps, budgets, processes)
 
-    plan = planned()
-    asked, config.checkpointing = (
-        config.checkpointing,
-        "on" if config.checkpointing == "on" else "off",
-    )
-    if plan.fits:
-        return plan
-    if asked == "auto":
-        recomputed = planned(checkpointing="on")
-        if recomputed.step < plan.step and (recomputed.fits or recomputed.peak < plan.peak):
-            config.checkpointing, plan = "on", recomputed
-            print(
-                "Memory: activations are computed again backward (--checkpointing on)", flush=True
-            )
+    ways = ["off", "on"] if config.checkpointing == "auto" else [config.checkpointing]
+    split = ["off", "on"] if config.shard == "auto" else [config.shard]
+    if processes == 1:
+        split = ["off"]
+        if config.shard == "on":
+            print("Memory: one process holds the whole base; torchrun starts several", flush=True)
+    elif device.type == "cpu" or config.quantize != "none":
+        split = split[:1]  # processes share a CPU's memory; four bits are not split
+    tried = list[tuple[Plan, Any]]()
+    for shard, checkpointing in itertools.product(split, ways):
+        tried.append((planned(shard=shard, checkpointing=checkpointing), checkpointing))
+        if tried[-1][0].fits:
+            break
+    plan, config.checkpointing = min(tried, key=lambda way: (not way[0].fits, way[0].peak))
+    if config.checkpointing == "on" and len(ways) > 1:
+        print("Memory: activations are computed again backward (--checkpointing on)", flush=True)
     if plan.fits:
         return plan
     needs = f"the run needs some {(plan.peak - plan.program) / GIB:.1f} GiB"
     there = f"{plan.free / GIB:.1f} GiB are free"
     advice = "choose a smaller --model or a shorter --max-length"
-    if config.quantize == "none" and (smaller := planned(quantize="nf4")).fits:
+    if config.quantize == "none" and (smaller := planned(quantize="nf4", shard="off")).fits:
         advice = f"--quantize nf4 would need {(smaller.peak - smaller.program) / GIB:.1f} GiB"
     if plan.weights > plan.free:
         raise UsageError(f"{needs} and {there}; {advice}")

@@ -2,11 +2,15 @@
 
 Adapters are small and the base is frozen, so that each process holds the whole model, takes its
 share of a step's questions, and sums its gradients with the others'. That is what
-DistributedDataParallel does too; its hooks sit on a model's forward, which tries go around.
+DistributedDataParallel does too; its hooks sit on a model's forward, which tries go around. A base
+that fits no single device is split by `lora.load_sharded`, and then all keep step.
 """
 
+import gc
+import importlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -51,6 +55,16 @@ class World(NamedTuple):
             raise _died(error) from error
         return values
 
+    def in_step(
+        self, batches: Iterable[Item], passes: int = 1, *, idle: Callable[[int], None]
+    ) -> Iterator[Item]:
+        """Yield the batches; then call `idle(passes)` as long as another process has some."""
+        for batch in batches:
+            self.gather(True)
+            yield batch
+        while any(self.gather(False)):
+            idle(passes)
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace the gradients by their sums over all processes, in one message.
 
@@ -69,8 +83,9 @@ class World(NamedTuple):
             parameter.grad = part.view_as(parameter)
 
     def leave(self) -> None:
-        """Part from the others at the end."""
+        """Part from the others at the end, when no model is left that they held together."""
         if self.size > 1:
+            _forget_meshes()
             dist.destroy_process_group()
 
 
@@ -81,6 +96,8 @@ def join() -> World:
         return World()
     # Its functions keep the group that stands when they are first imported. Were that ours, its
     # threads would outlive `leave`, and one that drops a message as Python ends aborts the process.
+    import torch.distributed.checkpoint.state_dict
+    import torch.distributed.fsdp
     import torch.distributed.nn
 
     if torch.cuda.is_available():
@@ -113,6 +130,14 @@ def draw_own(seed: int, step: int, rank: int, states: Sequence[Tensor]) -> None:
         set_random_states(states)
     elif step or rank:  # other processes than before, or a further one
         torch.manual_seed(hash((seed, step, rank)) % 2**63)
+
+
+def _forget_meshes() -> None:
+    """Empty torch's caches of how operations are split: they hold the group, as `join` says."""
+    if "torch.distributed.tensor" in sys.modules:
+        debug: Any = importlib.import_module("torch.distributed.tensor.debug")
+        getattr(debug, "_clear_sharding_prop_cache", lambda: None)()
+        gc.collect()
 
 
 def _died(error: RuntimeError) -> ProcessDied:

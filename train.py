@@ -24,6 +24,7 @@ from checkpoint import Checkpoint
 from commands import guarded
 from config import Config, parse
 from console import Progress, print_merge, print_rows, print_start, print_summary, track
+from lora.merge import write_merged
 from processes import World
 from trackers import tracked
 from workspace import Clock, Stop, Stopped, cache_folder, metrics_log, summary, write_json
@@ -46,35 +47,35 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     token = inputs.quiet()
     if config.push_to_hub and world.first:
         publishing.check_access(config.push_to_hub, token)
-    torch.manual_seed(config.seed)
     clock = Clock(point.facts["seconds"] if point else None)
 
     # The questions, as token ids, some of them held out; and in which steps.
-    reading = inputs.read(config, token)
-    tokenizer, limit = inputs.load_tokenizer(config, token)
-    questions = inputs.prepare(config, reading, tokenizer, limit)
+    tokenizer, questions = inputs.read_questions(config, token)
     train, held_out = questions.train, questions.held_out
     steps = data.Steps(
         train.column("pairs").tolist(), config.batch_size * config.grad_accum,
         config.epochs, config.seed, config.shuffle, config.max_steps,
     )  # fmt: skip
-    print_rows(questions.report.lines)
-    planned = plan.settle(config, token, questions, steps, TOKENS)
+    planned = plan.settle(config, token, questions, steps, TOKENS, world.size)
     if config.plan:
         return print_rows(planned.lines())
 
     # The frozen base model, and adapters on it; it stays as it is and is the reference.
-    base = inputs.load_model(config, token, tokenizer)
+    sharded = max(world.gather(planned.shards)) > 1  # then all processes make the same passes
+    base = (inputs.load_sharded if sharded else inputs.load_model)(config, token, tokenizer)
     model, device = base.model, base.model.device
+    pace = partial(world.in_step, idle=partial(lora.take_part, model)) if sharded else None
     check = dpo.check_sharing(model, data.of_all_lengths(questions.every), questions.largest_id)
-    fingerprints = {"data": questions.fingerprint, "base": dpo.base_fingerprint(model)}
+    own = base.fingerprint or lora.base_fingerprint(model)
+    fingerprints = {"data": questions.fingerprint, "base": own}
+    torch.manual_seed(config.seed)
     inputs.add_adapters(config, model)
+    parameters = lora.adapter_parameters(model)
     reference = lora.adapters_disabled
     if config.reference_adapter:  # the reference is the policy as it stands now
-        fingerprints["base"] = dpo.base_fingerprint(model)
+        fingerprints["base"] = lora.fingerprint(own, enumerate(parameters))
         reference = partial(lora.adapter_swapped, copy=lora.copy_adapter(model))
     cache = cache_folder("reference") / f"{fingerprints['base']}.json"
-    parameters = lora.adapter_parameters(model)
     ratios = {"A": 1.0, "B": config.lora_plus_ratio}  # LoRA+, arXiv 2402.12354: B learns faster
     groups = [{"params": lora.adapter_parameters(model, name), "name": name} for name in ratios]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
@@ -90,7 +91,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
         show = partial(track, label=label, unit="answers", size=lambda batch: batch[1].answers)
         most = TOKENS["score"] if check.shared else TOKENS["plain"]
         mine = dpo.asked(world.share, *sides)
-        parts = world.gather(dpo.score_answers(model, mine, most, check.shared, known, show))
+        parts = world.gather(dpo.score_answers(model, mine, most, check.shared, known, show, pace))
         return {key: score for part in parts for key, score in part.items()}
 
     used = sorted({q for pairs in steps.from_step() for q, _ in pairs})
@@ -119,7 +120,8 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
         seen, as_pairs, fed = [torch.zeros(7, 0, device=device)], 0, 0
         share = (world.rank, world.size)
         cut = data.step_batches(train, pairs, budget, check.shared, config.weight_by, share)
-        for batch in (batch.to(device) for batch in cut):
+        for batch in pace(cut, 2 if copies["reference"] else 1) if pace else cut:
+            batch = batch.to(device)
             if copies["reference"]:
                 with torch.no_grad(), lora.adapter_swapped(model, copies["reference"]):
                     anchors = dpo.answer_logps(model, batch.trees)  # (A,)
@@ -173,7 +175,8 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
         for step, pairs in enumerate(steps.from_step(first), start=first):
             if config.reference_sync and step and step % config.reference_sync == 0:
                 copies["reference"] = lora.copy_adapter(model)  # TR-DPO, arXiv 2404.09656, hard
-            mine, budget = dpo.within_memory(partial(gradients, pairs), budget, optimizer.zero_grad)
+            work = (partial(gradients, pairs), budget, optimizer.zero_grad, not sharded)
+            mine, budget = dpo.within_memory(*work)
             world.sum_gradients(parameters)
             parts = world.gather((*mine, stop.received))
             metrics = dpo.step_metrics(torch.cat([part[0] for part in parts], 1))
@@ -215,10 +218,11 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     if copies["best"]:
         lora.restore_adapter(model, copies["best"])
     tuned = scored("Evaluation", {}, sides[0])
+    if world.first:
+        lora.save_adapter(model, folder / "adapter", base.name, base.revision)
+    found = dpo.outcome_of(model, reference, tokenizer, held_out, scores, tuned, check.shared)
     if not world.first:
         return
-    lora.save_adapter(model, folder / "adapter", base.name, base.revision)
-    found = dpo.outcome_of(model, reference, tokenizer, held_out, scores, tuned, check.shared)
     write_json(folder / "evaluation.json", found.results)
     write_json(folder / "samples.json", found.samples)
     dpo.draw_evaluation(folder, found.results, *found.margins)
@@ -226,10 +230,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
 
     # The merged model.
     if config.merge:
-        merge_dtype = None if config.merge_dtype == "auto" else getattr(torch, config.merge_dtype)
-        rounding = lora.merge_rounding(model, merge_dtype)
-        lora.save_merged(lora.merge_lora(model, merge_dtype), base, folder / "merged")
-        print_merge(rounding)
+        print_merge(write_merged(model, base, folder, config.merge_dtype, from_files=sharded))
     clock.lap("merge")
     facts = summary(config, base.name, device, steps, clock, {
         "tokens": tokens, "skipped": skipped, "best": best, "audit": questions.report.figures,

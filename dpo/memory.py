@@ -24,15 +24,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def within_memory(
-    work: Callable[[int], Result], budget: int, undo: Callable[[], None] = lambda: None
+    work: Callable[[int], Result],
+    budget: int,
+    undo: Callable[[], None] = lambda: None,
+    alone: bool = True,
 ) -> tuple[Result, int]:
     """Return (work(budget), budget); where memory runs out, undo it and try half the budget.
 
     The random generators start again where they were. Gradients do not depend on how a step is cut
-    into micro-batches, so that only time is lost.
+    into micro-batches, so that only time is lost. Where this process is not `alone`, others wait
+    for it in the middle of the work, and it cannot be tried again.
 
     Raises:
-        OutOfMemory: the budget cannot be halved any more.
+        OutOfMemory: the budget cannot be halved any more, or not alone.
     """
     random = torch.get_rng_state()
     on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
@@ -42,6 +46,10 @@ def within_memory(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if not alone:
+                raise OutOfMemory(
+                    "out of memory; try --checkpointing on, a shorter --max-length, more processes"
+                ) from error
             if budget // 2 < SMALLEST:
                 raise OutOfMemory(
                     "out of memory even with one question at a time; use a shorter --max-length, a "

@@ -102,36 +102,25 @@ def score_answers(
     shared: bool = True,
     known: Scores = MappingProxyType({}),
     watch: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, answers: batches,
+    pace: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> dict[str, float]:
     """Return {key: log pi(y|x)} in nats for every answer that `known` lacks.
 
-    `questions` is called twice: to count what `watch` shows the progress of, and to score.
+    `questions` is called twice: to count what `watch` shows the progress of, and to score. Where
+    processes make the same passes, `pace` yields the batches and waits for the others'.
     """
     total = sum(len(new) for _, new in missing(known, questions()))
     scores: dict[str, float] = {}
 
     def score(budget: int) -> None:  # what is scored already stays, where memory runs out
         unknown = scoring_batches(ChainMap(scores, dict(known)), questions(), budget, shared)
-        for keys, batch in watch(unknown, total - len(scores)):
+        shown = watch(unknown, total - len(scores))
+        for keys, batch in pace(shown) if pace else shown:
             logps = answer_logps(model, batch.to(model.device))
             scores.update(zip(keys, logps.tolist(), strict=True))
 
-    within_memory(score, token_budget)
+    within_memory(score, token_budget, alone=pace is None)
     return scores
-
-
-def base_fingerprint(model: Any) -> str:
-    """Hash every weight, dtype and setting of a model that has no adapters yet."""
-    config = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
-    digest = hashlib.sha256(config.encode())
-    seen: set[int] = set()  # tied weights once; the state holds a quantised base's scales too
-    for name, weight in model.state_dict().items():
-        if isinstance(weight, torch.Tensor) and weight.data_ptr() not in seen:
-            seen.add(weight.data_ptr())
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            raw: Any = weight.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-            digest.update(raw)
-    return digest.hexdigest()
 
 
 def read_cache(file: Path) -> dict[str, float]:

@@ -15,10 +15,12 @@ from lora.base import (
     BUILTIN_HUB_ID,
     GEMMA_TERMS,
     Base,
+    base_fingerprint,
     builtin_path,
     choose_device,
     choose_dtype,
     choose_model,
+    fingerprint,
     folder_of,
     length_limit,
     load_base,
@@ -26,7 +28,7 @@ from lora.base import (
     skeleton,
 )
 from lora.checkpointing import Checkpointing, layers_as_asked, layers_checkpointed
-from lora.compiling import Compile, layers_compiled
+from lora.compiling import Compile, decoder_layers, layers_compiled
 from lora.layer import LoRALinear, ModelError
 from lora.merging import (
     TOLERANCE,
@@ -38,6 +40,7 @@ from lora.merging import (
     stored_dtype,
 )
 from lora.peft_format import load_adapter, save_adapter
+from lora.sharding import Shard, load_sharded, take_part
 from lora.targets import as_targets
 
 __all__ = [
@@ -50,16 +53,20 @@ __all__ = [
     "LoRALinear",
     "ModelError",
     "Rounding",
+    "Shard",
     "adapter_parameters",
     "adapter_swapped",
     "adapters_disabled",
     "add_lora",
     "as_targets",
+    "base_fingerprint",
     "builtin_path",
     "choose_device",
     "choose_dtype",
     "choose_model",
     "copy_adapter",
+    "decoder_layers",
+    "fingerprint",
     "folder_of",
     "layers_as_asked",
     "layers_checkpointed",
@@ -67,6 +74,7 @@ __all__ = [
     "length_limit",
     "load_adapter",
     "load_base",
+    "load_sharded",
     "load_tokenizer",
     "lora_layers",
     "merge_lora",
@@ -78,5 +86,6 @@ __all__ = [
     "save_merged",
     "skeleton",
     "stored_dtype",
+    "take_part",
     "train_adapters",
 ]

@@ -3,8 +3,10 @@
 Weights are read from safetensors only, and code that comes with a model never runs.
 """
 
+import hashlib
+import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +32,8 @@ class Base(NamedTuple):
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
     name: str  # what `from_pretrained` can load again
     revision: str | None
+    folder: Path  # of its files
+    fingerprint: str | None = None  # of a split model, taken while it was whole
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -137,7 +141,7 @@ def load_base(
         model = model.to(device)
     keep_layout(model)
     model.eval().requires_grad_(False)
-    return Base(model, tokenizer, str(folder) if local else name, revision)
+    return Base(model, tokenizer, str(folder) if local else name, revision, folder)
 
 
 def skeleton(
@@ -192,6 +196,28 @@ def load_tokenizer(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"--model {name} has no tokenizer that can be read: {reason}") from error
+
+
+def fingerprint(about: str, tensors: Iterable[tuple[Any, Any]]) -> str:
+    """Hash a text and every one of the tensors with its name, dtype and shape; tied ones once."""
+    digest = hashlib.sha256(about.encode())
+    seen: set[int] = set()
+    for name, tensor in tensors:
+        if isinstance(tensor, torch.Tensor) and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            raw: Any = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+            digest.update(raw)
+    return digest.hexdigest()
+
+
+def base_fingerprint(model: Any) -> str:
+    """Hash every weight, dtype and setting of a model that has no adapters yet.
+
+    Its state holds a quantised base's scales too.
+    """
+    config = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
+    return fingerprint(config, model.state_dict().items())
 
 
 def length_limit(config: Any) -> int | None:

@@ -31,6 +31,7 @@ def layers_compiled(model: Any, asked: Compile, steps: int) -> Iterator[bool]:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
     on_cpu, layers = model.device.type == "cpu", decoder_layers(model)
     able = len(layers) > 0 and (compiler is not None or not on_cpu)
+    able &= not any(hasattr(layer, "unshard") for layer in layers)  # FSDP2 gathers around a layer
     if asked == "on" and not able:
         lacking = "a C++ compiler such as g++" if len(layers) else "a model with a list of layers"
         raise ModelError(f"--compile on needs {lacking}; leave it out")

@@ -26,7 +26,15 @@ from lora.adapter import adapters_disabled
 from lora.base import Base, builtin_folder, load_base, model_folder, skeleton
 from lora.files import written_whole
 from lora.layer import ModelError
-from lora.merging import Rounding, RoundingSums, rounding_explains, stored_dtype
+from lora.merging import (
+    Rounding,
+    RoundingSums,
+    merge_lora,
+    merge_rounding,
+    rounding_explains,
+    save_merged,
+    stored_dtype,
+)
 from lora.peft_format import load_adapter, patched_names, read_adapter, saved_delta
 from lora.quantise import Quantise, requantised
 
@@ -57,11 +65,9 @@ def merge_files(
         prompts, in nats a token.
 
     Raises:
-        ModelError: base and adapter do not fit, a file is damaged, `output` exists, or the check
-            fails. Nothing is left then.
+        ModelError: base and adapter do not fit, a file is damaged, or the check fails. What stood
+            at `output` before stands there still.
     """
-    if output.exists():
-        raise ModelError(f"--output {output} exists; name another or remove it first")
     model = skeleton(base)  # to check names and shapes against
     if getattr(model.config, "quantization_config", None):
         raise ModelError(
@@ -97,6 +103,26 @@ def merge_files(
         _copy_side_files(base, new, dtype, total)
         difference = _check(base, adapter, new, quantise)
     return sums.result(), difference
+
+
+def write_merged(
+    model: Any, base: Base, run: Path, dtype: str = "auto", from_files: bool = False
+) -> Rounding:
+    """Merge the model's adapter and write RUN/merged; return what the rounding did to the deltas.
+
+    Args:
+        model: with its adapter, which is taken into its weights.
+        base: what the model was made from.
+        run: the run's folder, which holds the adapter.
+        dtype: of the merged model; `auto` is the base's own.
+        from_files: merge the files of base and adapter instead, for a model split over processes.
+    """
+    stored = None if dtype == "auto" else getattr(torch, dtype)
+    if from_files:
+        return merge_files(base.folder, run / "adapter", run / "merged", stored)[0]
+    rounding = merge_rounding(model, stored)
+    save_merged(merge_lora(model, stored), base, run / "merged")
+    return rounding
 
 
 def _quantised_names(model: Any) -> set[str]:
@@ -194,6 +220,8 @@ def main(argv: list[str] | None = None) -> int:
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     try:
+        if Path(args.output).exists():
+            raise ModelError(f"--output {args.output} exists; name another or remove it first")
         run = Path(args.adapter)
         adapter = run / "adapter" if (run / "adapter").is_dir() else run
         config, _ = read_adapter(adapter)

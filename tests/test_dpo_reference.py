@@ -11,7 +11,6 @@ from data import EncodedQuestion, Steps, TreeBatch, step_batches
 from dpo import (
     answer_key,
     answer_logps,
-    base_fingerprint,
     dpo_loss,
     pair_columns,
     read_cache,
@@ -20,7 +19,7 @@ from dpo import (
     step_metrics,
     write_cache,
 )
-from lora import adapters_disabled, add_lora
+from lora import adapters_disabled, add_lora, base_fingerprint
 from lora.adapter import train_adapters
 
 QUESTIONS = [

@@ -117,7 +117,7 @@ def test_a_saved_merge_loads_elsewhere_with_its_ties_and_dtype(architecture, tmp
     tied = model.config.tie_word_embeddings
     assert tied == (architecture == "gemma2")
     merged = merge_lora(model)
-    save_merged(merged, Base(model, tokenizer, "some/base", None), tmp_path / "merged")
+    save_merged(merged, Base(model, tokenizer, "some/base", None, tmp_path), tmp_path / "merged")
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert "quantization_config" not in config
     assert config["dtype"] == "bfloat16"

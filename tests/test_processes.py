@@ -18,6 +18,7 @@ import processes
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 GRADIENTS = """
 import sys
+from functools import partial
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 import torch
@@ -26,30 +27,53 @@ from safetensors.torch import save_file
 import processes
 from data import EncodedQuestion, step_batches
 from dpo import answer_logps, dpo_loss
-from lora import add_lora
+from lora import (
+    Base, adapters_disabled, add_lora, base_fingerprint, layers_checkpointed, load_sharded,
+    skeleton, take_part
+)
 from lora.adapter import adapter_parameters
 
 world = processes.join()
-model = small_model("gemma2", scale=0.1)
-add_lora(model, rank=2, alpha=4)
-randomise(model, scale=0.1)
-questions = [
-    EncodedQuestion((1, 10 + q), (20, 21, 2), tuple((30 + k, 31 + q, 2) for k in range(1 + q % 3)))
-    for q in range({count})
-]
-pairs = [(q, k) for q, question in enumerate(questions) for k in range(len(question.rejected))]
-share = (world.rank, world.size)
-for batch in step_batches(questions, pairs, 20, weight_by="question", share=share):
-    logps = answer_logps(model, batch.trees)
-    zero = torch.zeros_like(logps)
-    c, r = batch.chosen, batch.rejected
-    loss = dpo_loss(logps[c], logps[r], zero[c], zero[r], loss="group", questions=batch.questions)
-    (loss.loss @ batch.weights).backward()
-parameters = adapter_parameters(model)
-world.sum_gradients(parameters)
-assert world.gather(world.rank) == list(range(world.size))
-if world.first:
-    save_file({{str(i): p.grad for i, p in enumerate(parameters)}}, sys.argv[1])
+
+def work():
+    model = small_model("gemma2", scale=0.1)
+    if sharded := sys.argv[2] != "whole":
+        model.config.save_pretrained(sys.argv[1] + ".config")
+        meta = skeleton(Path(sys.argv[1] + ".config"), torch.float32)
+        model.config = meta.config
+        whole, expected = Base(model, None, "", None, Path()), base_fingerprint(model)
+        base = load_sharded(lambda: whole, meta, torch.device("cpu"))
+        model = base.model
+        parts = sum(getattr(p, "to_local", lambda: p)().numel() for p in model.parameters())
+        assert parts < sum(p.numel() for p in model.parameters()) * 0.7
+        assert base.fingerprint == expected
+        pace = partial(world.in_step, idle=partial(take_part, model))
+    add_lora(model, rank=2, alpha=4)
+    randomise(model, scale=0.1)
+    questions = [
+        EncodedQuestion((1, 10 + q), (20, 2), tuple((30 + k, 31 + q, 2) for k in range(1 + q % 3)))
+        for q in range({count})
+    ]
+    pairs = [(q, k) for q, question in enumerate(questions) for k in range(len(question.rejected))]
+    share = (world.rank, world.size)
+    with layers_checkpointed(model, sys.argv[2] == "checkpointed"):
+        cut = step_batches(questions, pairs, 20, weight_by="question", share=share)
+        for batch in pace(cut, passes=2) if sharded else cut:
+            with torch.no_grad(), adapters_disabled(model):
+                anchors = answer_logps(model, batch.trees)
+            logps = answer_logps(model, batch.trees)
+            c, r = batch.chosen, batch.rejected
+            loss = dpo_loss(
+                logps[c], logps[r], anchors[c], anchors[r], loss="group", questions=batch.questions
+            )
+            (loss.loss @ batch.weights).backward()
+    parameters = adapter_parameters(model)
+    world.sum_gradients(parameters)
+    assert world.gather(world.rank) == list(range(world.size))
+    if world.first:
+        save_file({{str(i): p.grad for i, p in enumerate(parameters)}}, sys.argv[1])
+
+work()
 world.leave()
 threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
 assert not any("gloo" in thread for thread in threads), threads  # one left may abort the exit
@@ -63,14 +87,17 @@ def environment(folder):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("base", ["whole", "sharded", "checkpointed"])
 @pytest.mark.parametrize("count", [7, 1])  # with one question the second process has none
-def test_gradients_of_two_processes_are_those_of_one(tmp_path, count):
+def test_gradients_of_two_processes_are_those_of_one(tmp_path, count, base):
+    """The base whole in each (DDP), split over both (FSDP2), and with layers computed again."""
     script = tmp_path / "gradients.py"
     script.write_text(
         GRADIENTS.format(root=str(ROOT), tests=str(ROOT / "tests"), count=count), encoding="utf-8"
     )
     for size in (1, 2):
-        command = [*TORCHRUN, str(size), str(script), str(tmp_path / f"{size}.safetensors")]
+        output, kind = str(tmp_path / f"{size}.safetensors"), "whole" if size == 1 else base
+        command = [*TORCHRUN, str(size), str(script), output, kind]
         done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / f"{size}.safetensors") for size in (1, 2))
@@ -87,9 +114,9 @@ def started(model_folder, tmp_path):
     def started(size, name, *argv):
         program = [
             *TORCHRUN, str(size), str(ROOT / "train.py"), "--model", str(model_folder),
-            "--data", "questions.csv", "--dtype", "float32", "--device", "cpu", "--no-merge",
-            "--dropout", "0", "--batch-size", "3", "--grad-accum", "1", "--save-every", "2",
-            "--output-dir", name, *argv,
+            "--data", "questions.csv", "--dtype", "float32", "--device", "cpu", "--dropout",
+            "0", "--batch-size", "3", "--grad-accum", "1", "--save-every", "2", "--output-dir",
+            name, *argv,
         ]  # fmt: skip
         return subprocess.Popen(
             program, cwd=tmp_path, text=True, env=environment(tmp_path),
@@ -103,29 +130,39 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_of_two_processes_is_that_of_one_and_goes_on_as_one(started, tmp_path):
+@pytest.mark.parametrize("shard", ["off", "on"])
+def test_a_run_of_two_processes_is_that_of_one_and_goes_on_as_one(started, tmp_path, shard):
+    """With `--reference-sync` every batch takes two forward passes, from the third step on."""
     for size in (1, 2):
-        said, _ = (process := started(size, f"run-{size}", "--epochs", "2")).communicate(
-            timeout=240
+        process = started(
+            size, f"run-{size}", "--epochs", "2", "--shard", shard, "--reference-sync", "3"
         )
+        said, _ = process.communicate(timeout=240)
         assert process.returncode == 0, said
         assert said.count("Held out:") == 1  # one process speaks
+        assert ("split among 2 processes" in said) == (size == 2 and shard == "on")
     one, two = (lines(tmp_path / f"run-{size}") for size in (1, 2))
     assert len(one) == len(two) == 8
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
     assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-6)
-    first, second = (
-        load_file(tmp_path / f"run-{size}" / "adapter" / "adapter_model.safetensors")
-        for size in (1, 2)
-    )
-    for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=1e-5)
+    for file in ("adapter/adapter_model.safetensors", "merged/model.safetensors"):
+        first, second = (load_file(tmp_path / f"run-{size}" / file) for size in (1, 2))
+        assert first.keys() == second.keys()
+        for name, tensor in first.items():
+            torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=1e-5)
+    measured = [
+        json.loads((tmp_path / f"run-{size}" / "evaluation.json").read_text()) for size in (1, 2)
+    ]
+    assert measured[1]["after"] == pytest.approx(measured[0]["after"], rel=1e-3)
+    assert measured[1]["drift"] == pytest.approx(measured[0]["drift"], rel=1e-2, abs=1e-3)
     assert "random/1/0" in checkpoint.newest(tmp_path / "run-2").tensors
 
-    said, _ = (process := started(1, "run-2", "--resume", "--epochs", "3")).communicate(timeout=240)
-    assert process.returncode == 0, said
-    assert len(lines(tmp_path / "run-2")) == 12
+    for size in (1, 2):  # each goes on as the other was
+        process = started(3 - size, f"run-{size}", "--resume", "--epochs", "3")
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        assert len(lines(tmp_path / f"run-{size}")) == 12
 
 
 def workers(parent):
