@@ -49,7 +49,9 @@ class Config:
     revision: str | None = flag(None, "branch, tag or commit of a Hub model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag("auto", "of the base")
     quantize: Quantise = flag("none", "store the base's linear layers in fewer bits")
-    attention: Literal["auto", "eager", "sdpa"] = flag("auto", "how attention is computed")
+    attention: Literal["auto", "eager", "sdpa", "flex"] = flag(
+        "auto", "how it is computed; flex: CUDA, for long rows"
+    )
     device: str = flag("auto", "cpu, cuda, cuda:1, mps, or auto")
 
     rank: int = flag(8, "r of LoRA", "LoRA")

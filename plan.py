@@ -157,22 +157,28 @@ def make(
         processes: which share the questions, and with `--shard on` the base.
     """
     train, on_cpu = questions.train, device.type == "cpu"
-    model = lora.skeleton(folder, dtype, config.attention, device)
+    # flex attention is in no trace, and needs less
+    attention = "eager" if config.attention == "flex" else config.attention
+    model = lora.skeleton(folder, dtype, attention, device)
     head = model.get_output_embeddings().weight
     frozen = {id(p): p for p in model.parameters()}.values()  # tied ones once
     weights = sum(_stored(p, config.quantize, p is head or p.dim() < 2) for p in frozen)
     embeddings = model.get_input_embeddings().weight
     if config.quantize != "none" and embeddings is not head:  # they stay as they are, too
         weights += round(embeddings.nbytes - _stored(embeddings, config.quantize, False))
+    layers = [[p.nbytes for p in layer.parameters()] for layer in lora.decoder_layers(model)]
+    largest = max((max(layer) for layer in layers), default=0)
+    dequantised = largest if config.quantize != "none" else 0  # for one product at a time
     shards = processes if config.shard == "on" else 1
     if shards > 1:  # its share of all layers, and the one computed with the next one beside it
-        layers = [sum(p.nbytes for p in layer.parameters()) for layer in lora.decoder_layers(model)]
-        weights += sum(layers) / shards + 2 * max(layers) - sum(layers)
+        sizes = [sum(layer) for layer in layers]
+        weights += sum(sizes) / shards + 2 * max(sizes) - sum(sizes)
     parameters = sum(p.numel() for p in frozen)
     inputs.add_adapters(config, model)
     trained = sum(p.numel() for p in lora.adapter_parameters(model))
     TILE_CELLS["meta"] = TILE_CELLS.get(device.type, TILE_CELLS["cuda"])  # which it stands for
     fed, step, scoring = activations(model, config, train, steps, budgets)
+    step, scoring = step + dequantised, scoring + dequantised
     body = parameters - head.numel() - (0 if embeddings is head else embeddings.numel())
     rate = matmul_rate(device, dtype, head.shape[1])
     compiled = min(SHAPES[0] * steps.total, SHAPES[1]) if dtype == torch.bfloat16 else 0

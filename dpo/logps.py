@@ -3,11 +3,13 @@
 Shape legend: B rows, L tokens in a row, E scored edges, A answers, H hidden, V vocabulary.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
 from data.trees import TreeBatch, ancestor_mask
 
@@ -58,16 +60,22 @@ def _plain_edge_logps(model: Any, batch: TreeBatch) -> Tensor:
     return scores.gather(1, batch.edge_token[:, None]).squeeze(1)
 
 
-def attention_masks(model: Any, batch: TreeBatch) -> Tensor | dict[str, Tensor]:
+def attention_masks(model: Any, batch: TreeBatch) -> Any:
     """Return additive masks (B, 1, L, L): 0 where token i may see token j, else very negative.
 
     An architecture with layer types gets one for each, by name; others get one tensor, windowed if
-    all their layers are.
+    all their layers are. Flex attention gets a BlockMask in place of each, and leaves out the
+    blocks in which no token sees another.
     """
     config = model.config.get_text_config()
+    flex = getattr(config, "_attn_implementation", None) == "flex_attention"
 
-    def additive(window: int | None) -> Tensor:
+    def additive(window: int | None) -> Any:
         mask = ancestor_mask(batch.positions, batch.ends, window)[:, None]
+        if flex:
+            rows, _, length, _ = mask.shape
+            seen = partial(_seen, mask[:, 0])
+            return create_block_mask(seen, rows, None, length, length, mask.device)
         least = torch.finfo(model.dtype).min
         zero = torch.zeros((), dtype=model.dtype, device=mask.device)
         return torch.where(mask, zero, least)
@@ -77,6 +85,11 @@ def attention_masks(model: Any, batch: TreeBatch) -> Tensor | dict[str, Tensor]:
     if not types:
         return additive(window)
     return {t: additive(window if t == "sliding_attention" else None) for t in set(types)}
+
+
+def _seen(mask: Tensor, row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Answer what flex attention asks: may token i of a row attend to token j?"""
+    return mask[row, i, j]
 
 
 class Head(NamedTuple):

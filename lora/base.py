@@ -171,8 +171,16 @@ def choose_attention(name: str, config: Any, device: torch.device) -> str:
     """Return transformers' name for how attention is computed.
 
     `auto` is eager on CPUs, which is faster for short rows, and for soft-capped attention, which
-    fused kernels do not know; else sdpa.
+    fused kernels do not know; else sdpa. `flex` knows it, leaves out what a mask hides, and keeps
+    no L x L scores.
+
+    Raises:
+        ModelError: flex attention away from CUDA, where it has no backward.
     """
+    if name == "flex":
+        if device.type != "cuda":
+            raise ModelError("--attention flex trains on CUDA alone; leave it out here")
+        return "flex_attention"
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     chosen = "eager" if device.type == "cpu" or capped else "sdpa"
     return chosen if name == "auto" else name

@@ -395,6 +395,10 @@ def test_the_random_numbers_of_a_repeated_step_are_the_same():
         within_memory(hungry, 16)
     with pytest.raises(RuntimeError, match="something else"):
         within_memory(wrong, 1000)
+    calls = []
+    with pytest.raises(OutOfMemory, match="more processes"):  # others wait in the middle of it
+        within_memory(lambda budget: calls.append(budget) or hungry(budget), 1000, alone=False)
+    assert calls == [1000]
 
 
 def hungry(budget):

@@ -1,6 +1,7 @@
 """Log-probs: by hand on a bigram table, then against models' own forwards, one answer at a time."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -123,6 +124,26 @@ def test_plain_rows_give_the_scores_and_gradients_of_separate_texts(architecture
     assert relative_error(scores, expected) < 1e-5
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         assert relative_error(gradient, wanted) < 1e-5
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+@pytest.mark.parametrize("architecture", ["gemma2", "llama", "mistral"])
+def test_flex_attention_sees_what_eager_attention_sees(architecture):
+    """Soft-capping and windows included. A CPU has its forward alone, a GPU both."""
+    models = [adapted(architecture, attention) for attention in ("eager", "flex_attention")]
+    tries = [t for p, answers in [(PROMPT, ANSWERS), OTHER] for t in question_tries(p, answers)]
+    batch = collate(tries)
+    with torch.no_grad():
+        expected, found = (answer_logps(model, batch) for model in models)
+    assert relative_error(found, expected) < 1e-5
+    if torch.cuda.is_available():
+        on_gpu = batch.to("cuda")
+        (_, wanted), (_, gradients) = (
+            scores_and_gradients(model, answer_logps(model.to("cuda"), on_gpu)) for model in models
+        )
+        for gradient, one in zip(gradients, wanted, strict=True):
+            assert relative_error(gradient, one) < 1e-3
 
 
 def padded(batch: TreeBatch, columns, token=0) -> TreeBatch:

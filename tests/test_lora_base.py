@@ -4,12 +4,12 @@ import os
 
 import pytest
 import torch
-from conftest import small_tokenizer
+from conftest import small_model, small_tokenizer
 
 from data import EncodedQuestion, encode, load_preferences, of_all_lengths
 from dpo import check_sharing
 from lora import ModelError, choose_device, choose_dtype, choose_model, load_base
-from lora.base import builtin_folder
+from lora.base import builtin_folder, choose_attention
 from lora.files import written_whole
 
 
@@ -125,3 +125,14 @@ def test_a_device_that_is_not_there_is_named():
 def test_a_tokenizer_of_the_tests_is_like_the_real_one(gemma):
     assert small_tokenizer()("a</s>b", split_special_tokens=True).input_ids.count(2) == 0
     assert gemma.tokenizer("a<eos>b", split_special_tokens=True).input_ids.count(1) == 0
+
+
+def test_attention_is_chosen_by_device_and_soft_capping():
+    """Flex attention has no backward on a CPU, which the first step would find out too late."""
+    plain, capped = small_model("llama").config, small_model("gemma2").config
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert choose_attention("auto", plain, cpu) == choose_attention("auto", capped, gpu) == "eager"
+    assert choose_attention("auto", plain, gpu) == choose_attention("sdpa", plain, cpu) == "sdpa"
+    assert choose_attention("flex", capped, gpu) == "flex_attention"
+    with pytest.raises(ModelError, match="--attention flex trains on CUDA alone"):
+        choose_attention("flex", capped, cpu)
