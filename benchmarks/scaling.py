@@ -13,7 +13,6 @@ process above what it held before the first step.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ def measure(point):
     import lora
     from data import EncodedQuestion, step_batches
     from train import TOKENS
+    from workspace import peak_memory
 
     torch.manual_seed(0)
     device = lora.choose_device()
@@ -71,20 +71,19 @@ def measure(point):
         optimizer.zero_grad()
         return float(logps[0].detach())
 
-    def peak():
-        if device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
     steps = [[question() for _ in range(point["questions"])] for _ in range(3)]
     for weight in model.parameters():  # read from disk before, so that a step is not charged for it
         weight.sum()
-    before, seconds = peak(), []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:  # what loading took at most is forgotten
+        Path("/proc/self/clear_refs").write_text("5")
+    before, seconds = peak_memory(device), []
     for questions in steps:
         started = time.perf_counter()
         step(questions)
         seconds.append(time.perf_counter() - started)
-    return {"seconds": min(seconds[1:]), "bytes": peak() - before}
+    return {"seconds": min(seconds[1:]), "bytes": peak_memory(device) - before}
 
 
 def draw(results, path):
