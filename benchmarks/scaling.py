@@ -102,8 +102,9 @@ def draw(results, path):
             for row, name, unit in ((0, "seconds", 1), (1, "bytes", 2**30)):
                 values = [r[name] / unit for r in points]
                 axes[row, column].plot(sizes, values, style, color=color, label=label, ms=4)
-        for row in (0, 1):
+        for row, ticks in ((0, (0.3, 1, 3, 10, 30)), (1, (0.1, 0.3, 1, 3))):
             axes[row, column].set(xscale="log", yscale="log")
+            axes[row, column].set_yticks(ticks, map(str, ticks))
             axes[row, column].set_xticks(GROW[what], [f"{n:,}" for n in GROW[what]], fontsize=7)
             axes[row, column].minorticks_off()
         axes[1, column].set_xlabel(what)
