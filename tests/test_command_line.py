@@ -35,6 +35,8 @@ from console import Progress, sparkline
         ("--rank-pattern v_proj=x", "--rank-pattern 'v_proj=x' is not NAME=NUMBER"),
         ("--alpha-pattern (=2", "--alpha-pattern '(=2' is not NAME=NUMBER"),
         ("--reference-adapter", "--reference-adapter needs --adapter"),
+        ("--shard on --quantize nf4", "--shard on is for bases that are not quantised"),
+        ("--shard on --compile on", "--shard on and --compile on do not go together"),
         ("--loss group --shuffle pairs", "--loss group needs a question's answers in one step"),
         ("--loss hinge --label-smoothing 0.1", "--loss hinge: label smoothing is defined for"),
         ("--prompt-format Q:", "--prompt-format 'Q:' must hold {} once"),

@@ -122,19 +122,23 @@ def test_the_phases_share_their_memory_on_a_gpu_and_add_up_on_a_cpu():
 
 @pytest.fixture
 def settle(monkeypatch, model_folder):
-    """Settle a plan that needs 8 GiB, 6 with layers computed again, 5.5 in four bits."""
+    """Settle a plan that needs 8 GiB, 2 less with layers computed again or split, 5.5 in NF4."""
 
-    def settle(free, **settings):
-        sizes = {("off", "none"): 3, ("on", "none"): 1, ("off", "nf4"): 0.5}
+    def settle(free, processes=1, device="cuda", **settings):
+        sizes = {("off", "none"): 3, ("on", "none"): 1, ("off", "nf4"): 0.5, ("on", "nf4"): 0.5}
 
-        def make(config, *_):
-            again = "on" if config.checkpointing == "on" else "off"
-            step = int(sizes[again, config.quantize] * 2**30)
-            return planned(int(free * 2**30), step=step, scoring=0)
+        def make(config, *given):
+            assert given[-1] == processes
+            step = int(sizes[config.checkpointing, config.quantize] * 2**30)
+            shards = processes if config.shard == "on" else 1
+            weights = (4 if shards == 1 else 2) * 2**30
+            values = {"step": step, "scoring": 0, "weights": weights, "shards": shards}
+            return planned(int(free * 2**30), **values)
 
         monkeypatch.setattr(plan, "make", make)
-        config = Config(model=str(model_folder), device="cpu", **settings)
-        return plan.settle(config, None, None, None, {}), config
+        monkeypatch.setattr(plan.lora, "choose_device", lambda name: torch.device(device))
+        config = Config(model=str(model_folder), dtype="float32", **settings)
+        return plan.settle(config, None, None, None, {}, processes), config
 
     return settle
 
@@ -149,6 +153,24 @@ def test_layers_are_computed_again_only_where_memory_lacks(settle, capsys):
     assert config.checkpointing == "off"
     said = capsys.readouterr().out
     assert "needs some 8.0 GiB and 6.5 GiB are free" in said and "--quantize nf4 would need" in said
+
+
+def test_the_base_is_split_only_where_it_does_not_fit_a_gpu(settle, capsys):
+    def settled(*about, **settings):
+        found, config = settle(*about, **settings)
+        return found.shards, config.checkpointing
+
+    assert settled(9, 2) == (1, "off")
+    assert settled(6.5, 2) == (1, "on")  # computing again needs no messages
+    assert settled(6.5, 2, checkpointing="off") == (2, "off")
+    assert settled(4.5, 2) == (2, "on")
+    assert settled(4.5, 1) == (1, "on")
+    assert settled(4.5, 2, "cpu") == (1, "on")  # whose memory the processes share
+    assert settled(4.5, 2, shard="off") == (1, "on")
+    assert settled(9, 2, "cpu", shard="on") == (2, "off")
+    capsys.readouterr()
+    assert settled(9, 1, shard="on") == (1, "off")
+    assert "one process holds the whole base" in capsys.readouterr().out
 
 
 def test_weights_that_do_not_fit_end_the_run_with_what_would(settle):
@@ -195,19 +217,29 @@ def test_gemma_2_9b_is_planned_from_its_configuration_alone(tmp_path, monkeypatc
     steps = Steps([1], 8, epochs=1, seed=0, shuffle="questions")
     budgets = {"train": 2048, "score": 4096, "plain": 512}
     made = {
-        kind: plan.make(
-            Config(quantize=kind), tmp_path, torch.device("cpu"), torch.bfloat16, sides, steps,
-            budgets,
+        (kind, shard): plan.make(
+            Config(quantize=kind, shard=shard), tmp_path, torch.device("cpu"), torch.bfloat16,
+            sides, steps, budgets, 2 if shard == "on" else 1,
         )
-        for kind in ("none", "nf4")
+        for kind, shard in (("none", "off"), ("nf4", "off"), ("none", "on"))
     }  # fmt: skip
-    assert made["none"].parameters == 9_241_705_984
-    assert made["none"].trained == 4_472_832
-    assert made["none"].weights == 2 * 9_241_705_984
+    whole, nf4, split = made.values()
+    assert whole.parameters == split.parameters == 9_241_705_984
+    assert whole.trained == 4_472_832
+    assert whole.weights == 2 * 9_241_705_984
     head = 256_000 * 3584
-    assert made["nf4"].weights == pytest.approx(
+    assert nf4.weights == pytest.approx(
         2 * head + (9_241_705_984 - head) * plan.NF4_BYTES, rel=1e-3
     )
+    largest = 2 * 3584 * 14336  # of a layer's weights, dequantised for its product
+    assert (nf4.step - whole.step, nf4.scoring - whole.scoring) == (largest, largest)
+    # Split among two: half of 42 layers, one that is computed with and the next; norm and head.
+    layer = 3584 * (2 * 4096 + 2 * 2048) + 3 * 3584 * 14336 + 4 * 3584
+    assert 42 * layer + 3584 + head == 9_241_705_984
+    assert split.weights == 2 * (21 * layer + 2 * layer + 3584 + head)
+    assert split.flops == whole.flops / 2
+    assert "split among 2 processes" in split.lines()[0][1]
+    assert "split" not in whole.lines()[0][1]
 
 
 def test_a_plan_runs_nothing_and_leaves_nothing(tmp_path, model_folder):

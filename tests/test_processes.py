@@ -49,6 +49,8 @@ def work():
         parts = sum(getattr(p, "to_local", lambda: p)().numel() for p in model.parameters())
         assert parts < sum(p.numel() for p in model.parameters()) * 0.7
         assert base.fingerprint == expected
+        assert all(hasattr(layer, "unshard") for layer in model.model.layers)  # one at a time
+        assert model.lm_head.weight is model.model.embed_tokens.weight
         pace = partial(world.in_step, idle=partial(take_part, model))
     add_lora(model, rank=2, alpha=4)
     randomise(model, scale=0.1)
