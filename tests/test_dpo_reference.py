@@ -9,6 +9,7 @@ from conftest import randomise, small_model
 
 from data import EncodedQuestion, Steps, TreeBatch, step_batches
 from dpo import (
+    OutOfMemory,
     answer_key,
     answer_logps,
     dpo_loss,
@@ -63,6 +64,29 @@ def test_more_questions_than_are_taken_at_once_are_scored_the_same(monkeypatch):
     keys = [key for keys, _ in batches for key in keys]
     assert len(batches) == 4 and sorted(keys) == sorted(whole)  # the repeated ones only once
     assert score_all(small_model()) == pytest.approx(whole, rel=1e-5)
+
+
+def test_where_others_wait_the_batches_are_paced_and_nothing_is_tried_again(monkeypatch):
+    paced = []
+
+    def pace(batches):
+        for batch in batches:
+            paced.append(batch)
+            yield batch
+
+    model = small_model()
+    found = score_answers(model, lambda: WANTED, 16, pace=pace)
+    assert found == pytest.approx(score_all(model, 16), rel=1e-5)
+    assert len(paced) == len(list(scoring_batches({}, WANTED, 16))) > 1
+
+    def starved(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("dpo.reference.answer_logps", starved)
+    paced.clear()
+    with pytest.raises(OutOfMemory, match="more processes"):
+        score_answers(model, lambda: WANTED, 4096, pace=pace)
+    assert len(paced) == 1
 
 
 def test_two_reference_passes_are_equal_although_dropout_is_on_in_training():
