@@ -29,7 +29,7 @@ import lora
 from config import Config, UsageError
 from dpo.logps import TILE_CELLS
 
-LIBRARIES = 80 * 2**20  # on a CPU: what first products, pictures and samples load and compile
+LIBRARIES = 45 * 2**20  # on a CPU: what first products, pictures and samples load and compile
 # oneDNN compiles bf16 products for each shape it meets, and keeps them: bytes a step, and at most
 SHAPES = (int(4.5 * 2**20), 540 * 2**20)
 LOGITS = 4 * 32  # rows of float32 logits that the drift holds at once
@@ -334,7 +334,7 @@ def settle(
         tried.append((planned(shard=shard, checkpointing=checkpointing), checkpointing))
         if tried[-1][0].fits:
             break
-    plan, config.checkpointing = min(tried, key=lambda way: (not way[0].fits, way[0].peak))
+    plan, config.checkpointing = min(tried, key=lambda way: way[0].peak)
     if config.checkpointing == "on" and len(ways) > 1:
         print("Memory: activations are computed again backward (--checkpointing on)", flush=True)
     if plan.fits:
