@@ -65,6 +65,13 @@ def test_auto_compiles_where_it_pays_and_off_never(monkeypatch):
         assert not on
 
 
+def test_layers_that_processes_gather_are_not_compiled():
+    model = small_model("llama")
+    model.model.layers[0].unshard = None  # what FSDP2 gives a module
+    with layers_compiled(model, "auto", PAYS_FROM_STEPS) as on:
+        assert not on
+
+
 def test_on_without_a_compiler_says_what_is_needed(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)

@@ -14,7 +14,8 @@ from conftest import randomise, small_model, small_tokenizer
 from safetensors.torch import load_file
 
 from lora import add_lora, load_base, merge_lora, save_adapter
-from lora.merge import INDEX, main, merge_files
+from lora.base import Base
+from lora.merge import INDEX, main, merge_files, write_merged
 from lora.peft_format import saved_delta
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,20 @@ def make(folder, architecture="llama", dtype=torch.float32, shard="1GB", **varia
 
 def merged_weights(folder):
     return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_a_run_is_merged_from_its_files_as_from_memory(tmp_path, dtype):
+    """And what an earlier end of the run has merged is replaced."""
+    model = make(tmp_path, "gemma2", torch.float32, "50KB")
+    base = Base(model, small_tokenizer(), "", None, tmp_path / "base")
+    found = write_merged(model, base, tmp_path, dtype, from_files=True)
+    assert found == write_merged(model, base, tmp_path / "memory", dtype)
+    expected = merged_weights(tmp_path / "memory" / "merged")
+    for name, weight in merged_weights(tmp_path / "merged").items():
+        assert weight.dtype == (torch.float32 if dtype == "auto" else torch.bfloat16)
+        assert torch.equal(weight, expected[name]), name
+    write_merged(model, base, tmp_path, dtype, from_files=True)
 
 
 @pytest.mark.parametrize("shard", ["1GB", "50KB"])

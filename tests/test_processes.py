@@ -169,8 +169,9 @@ def test_a_run_of_two_processes_is_that_of_one_and_goes_on_as_one(started, tmp_p
     assert measured[1]["drift"] == pytest.approx(measured[0]["drift"], rel=1e-2, abs=1e-3)
     assert "random/1/0" in checkpoint.newest(tmp_path / "run-2").tensors
 
+    other = {"on": "off", "off": "on"}[shard]
     for size in (1, 2):  # each goes on as the other was
-        process = started(3 - size, f"run-{size}", "--resume", "--epochs", "3")
+        process = started(3 - size, f"run-{size}", "--resume", "--epochs", "3", "--shard", other)
         said, _ = process.communicate(timeout=240)
         assert process.returncode == 0, said
         assert len(lines(tmp_path / f"run-{size}")) == 12
