@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Plan:
     flops: float  # of the whole run with its reference pass and both evaluations, a process
     rate: float  # FLOP/s of matrix products here, just measured
     shards: int = 1  # processes that the base's layers are split among
+    budgets: Mapping[str, int] = field(default_factory=dict)  # tokens fed at once, see `make`
 
     @property
     def peak(self) -> int:
@@ -188,6 +189,7 @@ def make(
         4 * LOGITS * head.shape[0],
         resident(device) + libraries, on_cpu, free_memory(device),
         epoch_flops(body, head.numel(), questions, steps, config) / processes, rate, shards,
+        budgets,
     )  # fmt: skip
 
 
@@ -317,9 +319,10 @@ def settle(
     device = lora.choose_device(config.device)
     dtype = lora.choose_dtype(config.dtype, device)
 
-    def planned(**changes: Any) -> Plan:
+    def planned(share: int = 1, **changes: Any) -> Plan:
         settings = replace(config, **changes)
-        return make(settings, folder, device, dtype, questions, steps, budgets, processes)
+        fewer = {name: tokens // share for name, tokens in budgets.items()}
+        return make(settings, folder, device, dtype, questions, steps, fewer, processes)
 
     ways = ["off", "on"] if config.checkpointing == "auto" else [config.checkpointing]
     split = ["off", "on"] if config.shard == "auto" else [config.shard]
@@ -330,11 +333,14 @@ def settle(
     elif device.type == "cpu" or config.quantize != "none":
         split = split[:1]  # processes share a CPU's memory; four bits are not split
     tried = list[tuple[Plan, Any]]()
-    for shard, checkpointing in itertools.product(split, ways):
-        tried.append((planned(shard=shard, checkpointing=checkpointing), checkpointing))
-        if tried[-1][0].fits:
+    for shard, checkpointing, share in itertools.product(split, ways, (1, 4)):
+        found = planned(share, shard=shard, checkpointing=checkpointing)
+        tried.append((found, checkpointing))
+        if found.fits:
             break
     plan, config.checkpointing = min(tried, key=lambda way: way[0].peak)
+    if plan.budgets != budgets:
+        print("Memory: a quarter of the tokens is fed at once", flush=True)
     if config.checkpointing == "on" and len(ways) > 1:
         print("Memory: activations are computed again backward (--checkpointing on)", flush=True)
     if plan.fits:

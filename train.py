@@ -89,7 +89,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     # The reference's log-probs, once per distinct answer; for held-out questions, "before".
     def scored(label: str, known: dpo.Scores, *sides: Any) -> dict[str, float]:
         show = partial(track, label=label, unit="answers", size=lambda batch: batch[1].answers)
-        most = TOKENS["score"] if check.shared else TOKENS["plain"]
+        most = planned.budgets["score" if check.shared else "plain"]
         mine = dpo.asked(world.share, *sides)
         parts = world.gather(dpo.score_answers(model, mine, most, check.shared, known, show, pace))
         return {key: score for part in parts for key, score in part.items()}
@@ -105,7 +105,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     clock.lap("reference")
 
     # Where the loop starts: at the first step, or where a checkpoint stands.
-    first, skipped, budget, tokens = 0, 0, TOKENS["train"], {"as_pairs": 0, "as_tries": 0}
+    first, skipped, budget, tokens = 0, 0, planned.budgets["train"], {"as_pairs": 0, "as_tries": 0}
     copies: dict[str, list[torch.Tensor]] = {"reference": [], "best": []}  # moving; so far
     best, random = dict[str, Any](), list[torch.Tensor]()  # its step and value; generators
     if point:

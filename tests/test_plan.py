@@ -130,15 +130,20 @@ def settle(monkeypatch, model_folder):
         def make(config, *given):
             assert given[-1] == processes
             step = int(sizes[config.checkpointing, config.quantize] * 2**30)
+            if given[-2] == {"train": 2, "score": 3}:  # a quarter of the tokens
+                step -= int(0.1 * 2**30)
             shards = processes if config.shard == "on" else 1
             weights = (4 if shards == 1 else 2) * 2**30
-            values = {"step": step, "scoring": 0, "weights": weights, "shards": shards}
+            values = {
+                "step": step, "scoring": 0, "weights": weights, "shards": shards,
+                "budgets": given[-2],
+            }  # fmt: skip
             return planned(int(free * 2**30), **values)
 
         monkeypatch.setattr(plan, "make", make)
         monkeypatch.setattr(plan.lora, "choose_device", lambda name: torch.device(device))
         config = Config(model=str(model_folder), dtype="float32", **settings)
-        return plan.settle(config, None, None, None, {}, processes), config
+        return plan.settle(config, None, None, None, {"train": 8, "score": 12}, processes), config
 
     return settle
 
@@ -152,7 +157,15 @@ def test_layers_are_computed_again_only_where_memory_lacks(settle, capsys):
     _, config = settle(6.5, checkpointing="off")
     assert config.checkpointing == "off"
     said = capsys.readouterr().out
-    assert "needs some 8.0 GiB and 6.5 GiB are free" in said and "--quantize nf4 would need" in said
+    assert "needs some 7.9 GiB and 6.5 GiB are free" in said and "--quantize nf4 would need" in said
+
+
+def test_fewer_tokens_at_once_come_before_any_other_remedy(settle, capsys):
+    found, config = settle(7.95)
+    assert found.budgets == {"train": 2, "score": 3} and config.checkpointing == "off"
+    assert "a quarter of the tokens" in capsys.readouterr().out
+    found, config = settle(6.5)
+    assert found.budgets == {"train": 8, "score": 12} and config.checkpointing == "on"
 
 
 def test_the_base_is_split_only_where_it_does_not_fit_a_gpu(settle, capsys):
