@@ -45,9 +45,17 @@ def load_tokenizer(config: Config, token: str | None) -> tuple[Any, int | None]:
 
 
 def load_model(config: Config, token: str | None, tokenizer: Any = None) -> lora.Base:
-    """Load the base model of a configuration that names it, with its tokenizer."""
+    """Load the base model of a configuration that names it, with its tokenizer.
+
+    On the CPU, where one GPU lacks the memory: several may have trained it.
+    """
     device = lora.choose_device(config.device)
     dtype = lora.choose_dtype(config.dtype, device)
+    if device.type == "cuda" and config.quantize == "none":
+        shape = lora.skeleton(lora.folder_of(config.model, config.revision, token), dtype)
+        if sum(p.nbytes for p in shape.parameters()) > torch.cuda.mem_get_info(device)[0]:
+            print("Memory: the base does not fit the GPU; it computes on the CPU", flush=True)
+            device = torch.device("cpu")
     how = (config.attention, config.revision, token, config.quantize, tokenizer)
     return lora.load_base(config.model, device, dtype, *how)
 

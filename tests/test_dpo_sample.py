@@ -4,6 +4,8 @@ import pytest
 import torch
 from conftest import randomise, small_model
 
+import inputs
+from config import Config
 from dpo import generate, sample
 from dpo.generate import alarms, answers, left_padded, readable, repeats, side_by_side
 from lora import adapters_disabled, add_lora
@@ -127,3 +129,15 @@ def test_wrong_arguments_end_with_one_line(argv, complaint, capsys):
     assert sample.main(argv) == 2
     said = capsys.readouterr().err
     assert complaint in said and said.count("\n") == 1
+
+
+def test_a_base_that_fits_no_single_gpu_is_looked_at_on_the_cpu(model_folder, monkeypatch, capsys):
+    """Several GPUs may have trained it; its 4 layers in float32 take 60 thousand bytes and more."""
+    taken = []
+    monkeypatch.setattr(inputs.lora, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(inputs.lora, "load_base", lambda name, device, *how: taken.append(device))
+    for free in (60_000, 2**30):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
+        inputs.load_model(Config(model=str(model_folder), dtype="float32"), None)
+    assert [device.type for device in taken] == ["cpu", "cuda"]
+    assert "does not fit the GPU" in capsys.readouterr().out
