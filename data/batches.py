@@ -1,8 +1,9 @@
 """Order: which pairs make an optimizer step, and which tries go through the model together."""
 
+import itertools
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
@@ -16,8 +17,12 @@ Pair = tuple[int, int]  # (question, which of its rejected answers)
 Shuffle = Literal["questions", "pairs"]
 WeightBy = Literal["pair", "question"]
 
+LOOKAHEAD = 64  # questions of which the fitting ones are put into a step
 
-def epoch_order(counts: Sequence[int], seed: int, epoch: int, shuffle: Shuffle) -> list[Pair]:
+
+def epoch_order(
+    counts: Sequence[int], pairs_per_step: int, seed: int, epoch: int, shuffle: Shuffle
+) -> list[Pair]:
     """Return every (question, rejected answer) pair exactly once, in the order of this epoch.
 
     `counts` has the number of rejected answers of each question. `questions` keeps the pairs of a
@@ -27,10 +32,45 @@ def epoch_order(counts: Sequence[int], seed: int, epoch: int, shuffle: Shuffle) 
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(counts)))
     rng.shuffle(order)
+    if shuffle == "questions":
+        return _few_cut(order, counts, pairs_per_step)
     pairs = [(q, k) for q in order for k in range(counts[q])]
-    if shuffle == "pairs":
-        rng.shuffle(pairs)
+    rng.shuffle(pairs)
     return pairs
+
+
+def _few_cut(order: Iterable[int], counts: Sequence[int], n: int) -> list[Pair]:
+    """Return the pairs of the questions in `order`, some moved up: the end of a step cuts few.
+
+    What is cut is computed twice. A step of `n` pairs takes the question that has waited longest
+    and those, as early as can be, that fill it up with it. Where none do, it takes those that leave
+    the least room, and there some pairs of the first of the others.
+    """
+    questions = iter(order)
+    waiting: list[list[Pair]] = []
+    pairs: list[Pair] = []
+    while True:
+        enter = itertools.islice(questions, max(LOOKAHEAD, n) - len(waiting))
+        waiting += ([(q, k) for k in range(counts[q])] for q in enter)
+        if not waiting:
+            return pairs
+        sums = [1]  # bit s of sums[i]: waiting[0] and some of waiting[1:i] have s <= n pairs
+        for question in waiting:
+            others = sums[-1] if len(sums) > 1 else 0
+            sums.append((sums[-1] << len(question) | others) & ((2 << n) - 1))
+            if sums[-1] >> n:
+                break
+        left = filled = max(sums[-1].bit_length() - 1, 0)
+        taken = set[int]()
+        for place in reversed(range(len(sums) - 1)):
+            if left and not sums[place] >> left & 1:
+                taken.add(place)
+                left -= len(waiting[place])
+        pairs += (pair for place in sorted(taken) for pair in waiting[place])
+        waiting = [question for place, question in enumerate(waiting) if place not in taken]
+        if waiting:
+            pairs += waiting[0][: n - filled]
+            waiting[0] = waiting[0][n - filled :]
 
 
 class Steps(NamedTuple):
@@ -70,7 +110,7 @@ class Steps(NamedTuple):
         for step in range(first, self.total):
             epoch, place = divmod(step, an_epoch)
             if not order or not place:
-                order = epoch_order(self.counts, self.seed, epoch, self.shuffle)
+                order = epoch_order(self.counts, n, self.seed, epoch, self.shuffle)
             yield order[place * n : (place + 1) * n]
 
 

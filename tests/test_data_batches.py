@@ -1,10 +1,19 @@
 """Order: every pair once an epoch, nothing dropped, and plans that bound memory alone."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.batches import Steps, epoch_order, micro_batches, split_by_prompt, step_batches
+from data.batches import (
+    Steps,
+    _few_cut,
+    epoch_order,
+    micro_batches,
+    split_by_prompt,
+    step_batches,
+)
 from data.encode import EncodedQuestion
 from data.question import DataError
 from data.trees import build_trie
@@ -17,7 +26,7 @@ def question(number, rejected):
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=12), st.integers(0, 99), st.booleans())
 def test_every_pair_is_seen_exactly_once_an_epoch(sizes, seed, by_question):
     shuffle = "questions" if by_question else "pairs"
-    order = epoch_order(sizes, seed, 0, shuffle)
+    order = epoch_order(sizes, 4, seed, 0, shuffle)
     assert sorted(order) == [(q, k) for q, size in enumerate(sizes) for k in range(size)]
     steps = list(Steps(sizes, 4, 1, seed, shuffle).from_step())
     assert [p for step in steps for p in step] == order  # the last partial step is kept
@@ -41,14 +50,57 @@ def test_the_order_goes_on_from_any_step_as_if_it_had_never_stopped(counts, n, e
 def test_the_order_is_a_function_of_seed_and_epoch():
     questions = [3] * 20
     for shuffle in ("questions", "pairs"):
-        assert epoch_order(questions, 7, 1, shuffle) == epoch_order(questions, 7, 1, shuffle)
-        assert epoch_order(questions, 7, 1, shuffle) != epoch_order(questions, 7, 2, shuffle)
-        assert epoch_order(questions, 7, 1, shuffle) != epoch_order(questions, 8, 1, shuffle)
+        assert epoch_order(questions, 8, 7, 1, shuffle) == epoch_order(questions, 8, 7, 1, shuffle)
+        assert epoch_order(questions, 8, 7, 1, shuffle) != epoch_order(questions, 8, 7, 2, shuffle)
+        assert epoch_order(questions, 8, 7, 1, shuffle) != epoch_order(questions, 8, 8, 1, shuffle)
+
+
+def parts(order, n):
+    """Return the (question, pairs of it) of each step of `n` pairs."""
+    return [
+        [(q, len(list(group))) for q, group in itertools.groupby(q for q, _ in order[i : i + n])]
+        for i in range(0, len(order), n)
+    ]
 
 
 def test_shuffling_questions_keeps_their_pairs_together():
-    order = epoch_order([3] * 9, 0, 0, "questions")
+    order = epoch_order([3] * 9, 3, 0, 0, "questions")
     assert [k for _, k in order] == [0, 1, 2] * 9
+    assert [q for q, _ in order[::3]] != list(range(9))
+
+
+def test_questions_that_fill_a_step_move_up_so_that_few_are_cut():
+    """Steps of 8: 3 + 4 leave room for 1, but 3 + 5 for none. With 4 go 2 and 2.
+
+    Of 6 and 9 no sum is 8. So 6 takes 2 of the 9, and 7 are left.
+    """
+    order = _few_cut(range(7), [3, 4, 5, 2, 6, 2, 9], 8)
+    filled = [[(0, 3), (2, 5)], [(1, 4), (3, 2), (5, 2)]]
+    assert parts(order, 8) == [*filled, [(4, 6), (6, 2)], [(6, 7)]]
+    assert parts(_few_cut([1, 0], [1, 19], 8), 8) == [[(1, 8)], [(1, 8)], [(1, 3), (0, 1)]]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.integers(1, 9))
+def test_no_step_could_have_been_filled_with_fewer_cuts(counts, n):
+    """The oracle tries every set of what waits, among them what a cut has left of a question."""
+    left = dict(enumerate(counts))
+    order = _few_cut(range(len(counts)), counts, n)
+    assert sorted(order) == [(q, k) for q, count in enumerate(counts) for k in range(count)]
+    for step in parts(order, n):
+        first, *others = left
+        sums = {
+            left[first] + sum(left[q] for q in some)
+            for size in range(len(others) + 1)
+            for some in itertools.combinations(others, size)
+        }
+        whole = [q for q, pairs in step if pairs == left[q]]
+        assert sum(left[q] for q in whole) == max([s for s in sums if s <= n], default=0)
+        assert first in dict(step) and len(step) - len(whole) <= 1
+        left = {q: c for q, count in left.items() if (c := count - dict(step).get(q, 0))}
+
+
+def test_a_pair_to_a_question_stays_where_the_shuffle_put_it():
+    assert _few_cut([4, 2, 0, 3, 1], [1] * 5, 2) == [(q, 0) for q in (4, 2, 0, 3, 1)]
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -56,7 +108,7 @@ def test_shuffling_questions_keeps_their_pairs_together():
 @pytest.mark.parametrize("shuffle", ["questions", "pairs"])
 def test_a_step_scores_each_of_its_pairs_once_under_any_plan(shared, budget, shuffle):
     questions = [question(i, k) for i, k in enumerate([3, 1, 4])]
-    pairs = epoch_order([3, 1, 4], 0, 0, shuffle)
+    pairs = epoch_order([3, 1, 4], 8, 0, 0, shuffle)
     seen = []
     for batch in step_batches(questions, pairs, budget, shared):
         assert batch.trees.answers == len(batch.answers)
