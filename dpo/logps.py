@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from data.trees import TreeBatch, ancestor_mask
 
 TILE_CELLS = {
-    "cpu": 2**20,
+    "cpu": 2**21,
     "cuda": 2**26,
 }  # E x T float32 scores held at a time; cache-sized on CPU, 256 MiB and enough work on a GPU
 
@@ -133,6 +133,9 @@ class _TokenLogps(torch.autograd.Function):
 
     R and the rest's mean weight, sum_v q_v W_v, accumulate over tiles in float32 with a running
     maximum m, as in online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867).
+
+    On a CPU the mean goes without columns that rounding would swallow, an idea of Cut Cross-Entropy
+    (arXiv 2411.09009): of q they have at most half an epsilon of W's dtype, all tiles together.
     """
 
     @staticmethod
@@ -161,6 +164,8 @@ class _TokenLogps(torch.autograd.Function):
         m = torch.full((rows, 1), torch.finfo(wide).min, device=hidden.device, dtype=wide)
         total = torch.zeros_like(m)  # sum_{v != y} exp(z_v - m)
         mean = m.new_zeros(rows if need_grad else 0, width)
+        left_out = torch.zeros_like(m)  # what `mean` lacks of `total`
+        slack = torch.finfo(weight.dtype).eps / 2
         cells = TILE_CELLS.get(hidden.device.type, TILE_CELLS["cuda"])
         tile = max(SMALLEST_TILE, 1 << max(cells // rows, 1).bit_length() - 1)  # a power of 2
         for start in range(0, weight.shape[0], tile):
@@ -177,6 +182,9 @@ class _TokenLogps(torch.autograd.Function):
             if need_grad:
                 if slope is not None:
                     z.mul_(slope)
+                if hidden.is_cpu:  # elsewhere the host would wait for the device
+                    left_out.mul_(shrink)
+                    z, part = _columns_that_count(z, part, slack, total, left_out)
                 mean.mul_(shrink).add_(z.to(part.dtype) @ part)
             m = new_m
 
@@ -195,3 +203,25 @@ class _TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return (grad[:, None] * gradient).to(gradient.dtype), None, None
+
+
+def _columns_that_count(
+    z: Tensor, part: Tensor, slack: float, total: Tensor, left_out: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the columns of z (E, T) and the rows of part (T, H) that the product z @ part needs.
+
+    The sum of the others is added to `left_out` (E, 1), which stays within the share `slack` of
+    `total` (E, 1). Where it could not, or where more than half are needed, all are returned.
+    """
+    sixteenth = -(-len(part) // 16)  # few sizes, since oneDNN compiles a product for each
+    largest = z.amax(0)  # of its column; 1 at most, which is the largest of a row so far
+    weighty = int((largest > slack / 2**10).sum())
+    needed = -(-weighty // sixteenth) * sixteenth
+    if needed <= len(part) // 2:
+        columns = largest.topk(needed, sorted=False).indices
+        few = z.index_select(1, columns)
+        others = z.sum(-1, keepdim=True) - few.sum(-1, keepdim=True)
+        if (left_out + others <= slack * total).all():
+            left_out += others
+            return few, part.index_select(0, columns)
+    return z, part

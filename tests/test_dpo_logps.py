@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.trees import TreeBatch, build_trie, collate, question_tries
 from dpo import answer_logps, edge_logps
-from dpo.logps import TILE_CELLS, Head, token_logps
+from dpo.logps import TILE_CELLS, Head, _columns_that_count, token_logps
 from lora import add_lora
 from lora.adapter import adapter_parameters
 
@@ -283,6 +283,78 @@ def test_the_gradient_is_right_for_confident_tokens(confidence, dtype, tolerance
     logp.sum().backward()
     assert logp.item() == pytest.approx(math.log1p(-p_rest), rel=tolerance)
     assert hidden.grad.item() == pytest.approx(2 * p_rest, rel=tolerance)
+
+
+def test_columns_are_left_out_as_long_as_their_sum_stays_within_the_slack():
+    """Two rows of 32 columns: in each one of 1 and 31 of 2^-20. So 2 columns count and 30 do not."""
+    part = torch.arange(32.0)[:, None]
+    z = torch.full((2, 32), 2.0**-20)
+    z[0, 3] = z[1, 7] = 1
+    total, others = z.sum(-1, keepdim=True), 30 * 2.0**-20
+
+    def columns(slack, before=(0.0, 0.0), z=z):
+        left_out = torch.tensor(before)[:, None]
+        few, rows = _columns_that_count(z, part, slack, total, left_out)
+        torch.testing.assert_close(few, z[:, rows.flatten().long()])
+        return sorted(rows.flatten().tolist()), left_out.flatten().tolist()
+
+    everything = [float(v) for v in range(32)]
+    assert columns(2.0**-8) == ([3, 7], [others, others])
+    assert columns(2.0**-8, (2.0**-10, 0.0)) == ([3, 7], [2.0**-10 + others, others])
+    assert columns(2.0**-8, (0.0, 2.0**-8)) == (everything, [0.0, 2.0**-8])  # earlier tiles had it
+    assert columns(2.0**-10) == ([3, 7], [others, others])  # 2^-20 is not above 2^-10 / 2^10
+    assert columns(2.0**-11) == (everything, [0.0, 0.0])
+    assert columns(2.0**-8, z=torch.ones(2, 32)) == (everything, [0.0, 0.0])
+
+
+def test_many_columns_that_count_together_are_not_left_out():
+    """W = 5 for the target, 0 once, w = -12.625 n = 4,094 times; h = 1. Each e^w is below 2^-18.
+
+    Together they are n e^w = .0135, more than 2^-8. With them the rest's mean weight is
+    w n e^w / (1 + n e^w) = -.168, and d log p_y/dh = (1 - p_y) (5 + .168).
+    """
+    n, w = 4094, -12.625
+    weight = torch.tensor([5.0, 0.0] + [w] * n).bfloat16()[:, None]
+    hidden = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    token_logps(hidden, torch.tensor([0]), Head(weight, None)).sum().backward()
+    rest = 1 + n * math.exp(w)
+    mean = w * n * math.exp(w) / rest
+    assert hidden.grad.item() == pytest.approx(rest / (rest + math.exp(5)) * (5 - mean), rel=5e-3)
+
+
+@pytest.mark.parametrize("cells", [2**14, 2**20])
+@pytest.mark.parametrize("softcap", [None, 50.0])
+def test_the_gradient_lacks_no_more_than_half_an_epsilon_of_the_largest_weight(
+    cells, softcap, monkeypatch
+):
+    """Leaving out a share s of q moves the mean weight by s |W| and the rest's by as much."""
+    monkeypatch.setitem(TILE_CELLS, "cpu", cells)
+    torch.manual_seed(0)
+    h = Head(torch.randn(8192, 16).bfloat16(), None, softcap=softcap)
+    hidden = (2 * torch.randn(12, 16)).bfloat16()
+    targets = torch.randint(0, 8192, (12,))
+    kept = []
+
+    def gradient(choose):
+        monkeypatch.setattr("dpo.logps._columns_that_count", choose)
+        probe = hidden.clone().requires_grad_()
+        token_logps(probe, targets, h).sum().backward()
+        return probe.grad.float()
+
+    def counted(z, part, *rest):
+        found = _columns_that_count(z, part, *rest)
+        kept.append(len(found[1]))
+        return found
+
+    few, every = gradient(counted), gradient(lambda z, part, *_: (z, part))
+    assert 0 < sum(kept) < 8192 / 2
+    rounding = 2.0**-8 * every.abs()
+    assert ((few - every).abs() <= 2.0**-8 * h.weight.abs().max().float() + rounding).all()
+    wide = h._replace(weight=h.weight.double())
+    exact = hidden.double().requires_grad_()
+    naive(exact, targets, wide).sum().backward()
+    errors = [relative_error(found, exact.grad) for found in (few, every)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.1)
 
 
 def test_an_impossible_token_has_a_finite_score_and_gradient():
