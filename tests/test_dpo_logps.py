@@ -286,7 +286,7 @@ def test_the_gradient_is_right_for_confident_tokens(confidence, dtype, tolerance
 
 
 def test_columns_are_left_out_as_long_as_their_sum_stays_within_the_slack():
-    """Two rows of 32 columns: in each one of 1 and 31 of 2^-20. So 2 columns count and 30 do not."""
+    """Two rows of 32 columns, one of 1 and 31 of 2^-20 in each: 2 columns count and 30 do not."""
     part = torch.arange(32.0)[:, None]
     z = torch.full((2, 32), 2.0**-20)
     z[0, 3] = z[1, 7] = 1
@@ -320,6 +320,24 @@ def test_many_columns_that_count_together_are_not_left_out():
     rest = 1 + n * math.exp(w)
     mean = w * n * math.exp(w) / rest
     assert hidden.grad.item() == pytest.approx(rest / (rest + math.exp(5)) * (5 - mean), rel=5e-3)
+
+
+def test_what_was_left_out_shrinks_with_the_total_as_the_maximum_grows(monkeypatch):
+    """Tiles of 512 whose maxima are 0, 10, 20; 511 e^-12.5 is .0019, half of 2^-8, in each."""
+    monkeypatch.setitem(TILE_CELLS, "cpu", 1)
+    weight = torch.tensor([peak - 12.5 for peak in (0.0, 10.0, 20.0) for _ in range(512)])
+    weight[[100, 600, 1100]] = torch.tensor([0.0, 10.0, 20.0])
+    kept = []
+
+    def counted(*args):
+        found = _columns_that_count(*args)
+        kept.append(len(found[1]))
+        return found
+
+    monkeypatch.setattr("dpo.logps._columns_that_count", counted)
+    hidden = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    token_logps(hidden, torch.tensor([3]), Head(weight.bfloat16()[:, None], None))
+    assert kept == [32, 32, 32]
 
 
 @pytest.mark.parametrize("cells", [2**14, 2**20])
