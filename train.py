@@ -151,7 +151,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
         if world.first:
             state = checkpoint.pack(parameters, optimizer, copies, states)
             checkpoint.save(folder, Checkpoint(step, state, facts), config.keep, log)
-            dpo.draw_curves(folder, at_most_every=0 if step == steps.total else 30)
+            dpo.draw_curves(folder, at_most_every=30)
 
     def evaluated(step: int) -> dict[str, float]:
         """Measure the policy on the held-out questions; keep its adapter if it is the best."""
@@ -202,7 +202,6 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
                 metrics |= evaluated(done)
             report(step, metrics)
             log.write(json.dumps({"step": step, **metrics}) + "\n")
-            log.flush()
             progress.advance(len(pairs), dpo.in_short(metrics), metrics.get("loss"))
             stopped = max(part[3] for part in parts)
             if stopped or done % config.save_every == 0 or done == steps.total:
@@ -225,6 +224,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
         return
     write_json(folder / "evaluation.json", found.results)
     write_json(folder / "samples.json", found.samples)
+    dpo.draw_curves(folder)
     dpo.draw_evaluation(folder, found.results, *found.margins)
     clock.lap("evaluate")
 

@@ -156,7 +156,7 @@ def metrics_log(folder: Path | None, step: int) -> TextIO:
     beside = path.with_name(f".{path.name}")
     beside.write_text("".join(kept), encoding="utf-8")
     os.replace(beside, path)
-    return path.open("a", encoding="utf-8")
+    return path.open("a", buffering=1, encoding="utf-8")  # a reader sees whole lines
 
 
 class Clock:
