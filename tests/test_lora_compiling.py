@@ -1,5 +1,6 @@
 """Compiled layers: the very gradients of the layers as they are, dropout included."""
 
+import gc
 import shutil
 
 import pytest
@@ -58,7 +59,8 @@ def test_auto_compiles_where_it_pays_and_off_never(monkeypatch):
         ("on", 1, True),
     ):
         with layers_compiled(model, asked, steps) as on:
-            assert on == expected
+            assert on == expected == (gc.get_freeze_count() > 0)
+        assert gc.get_freeze_count() == 0
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     with layers_compiled(model, "auto", PAYS_FROM_STEPS) as on:
