@@ -239,12 +239,14 @@ def epoch_flops(
 ) -> float:
     """Return the FLOPs of a run's matrix products: 2 a weight, token and direction.
 
-    The body sees each fed token forward and backward, the head each scored edge in two products;
-    the reference pass and the two evaluations are forward alone.
+    The body sees each fed token forward and backward, the head each node that predicts, a prompt's
+    last and an answer's, in two products; the reference pass and the two evaluations are forward
+    alone.
     """
     train, held_out = (
-        [float(side.column(name).sum()) for name in ("as_tries", "edges")]
+        [float(fed.sum()), float((fed - side.column("prompt_length") + 1).sum())]
         for side in (questions.train, questions.held_out)
+        for fed in [side.column("as_tries")]
     )
     epochs = steps.pairs / max(sum(steps.counts), 1)
     reference = 0 if config.reference_free else 1

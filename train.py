@@ -78,7 +78,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     cache = cache_folder("reference") / f"{fingerprints['base']}.json"
     ratios = {"A": 1.0, "B": config.lora_plus_ratio}  # LoRA+, arXiv 2402.12354: B learns faster
     groups = [{"params": lora.adapter_parameters(model, name), "name": name} for name in ratios]
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     if point:
         checkpoint.check_same_run(point, config, **fingerprints)
     print_start(base, check, steps, planned.lines())

@@ -46,7 +46,7 @@ def once(args, csv, folder):
     def watched(model, batch):
         if "load" in laps and "train" not in laps:  # neither the plan nor what is looked at after
             models[:] = [model]
-            batches.append((fed(batch), len(batch.edge_token), torch.is_grad_enabled()))
+            batches.append((fed(batch), len(batch.nodes), torch.is_grad_enabled()))
         return score(model, batch)
 
     def lapped(clock, name):
@@ -93,17 +93,17 @@ def products(model, batches):
         flops[part] += sum(2 * rows * b.numel() for _, b in operands)
 
     with torch.no_grad():
-        for tokens, edges, training in batches:
+        for tokens, nodes, training in batches:
             name = "training" if training else "reference"
             sizes = {size for w in weights for size in w.shape}
             x = {n: torch.randn(tokens, n, dtype=head.dtype, device=head.device) for n in sizes}
-            h = torch.randn(edges, head.shape[1], dtype=head.dtype, device=head.device)
+            h = torch.randn(nodes, head.shape[1], dtype=head.dtype, device=head.device)
             timed(f"{name}, body forward", tokens, [(x[w.shape[1]], w.T) for w in weights])
-            timed(f"{name}, head forward", edges, [(h, tile.T) for tile in tiles])
+            timed(f"{name}, head forward", nodes, [(h, tile.T) for tile in tiles])
             if training:
-                z = torch.randn(edges, 8192, dtype=head.dtype, device=head.device)
+                z = torch.randn(nodes, 8192, dtype=head.dtype, device=head.device)
                 timed("training, body backward", tokens, [(x[w.shape[0]], w) for w in weights])
-                timed("training, head gradient", edges, [(z[:, : len(t)], t) for t in tiles])
+                timed("training, head gradient", nodes, [(z[:, : len(t)], t) for t in tiles])
     return seconds, flops
 
 

@@ -188,7 +188,6 @@ def _rows(
                     notes.append(Note(TOO_LONG, f"{p.place} {p.prompt[:60]!r}".strip()))
             asked = [turn.text for turn in p.history if turn.role == "user"]
             ids = list(itertools.chain(question.prompt, *question.answers))
-            fed, edges = trie_size(question.prompt, question.trained)
             yield {
                 **question._asdict(),
                 "place": p.place,
@@ -204,8 +203,7 @@ def _rows(
                     for a in question.rejected
                 ),
                 "as_trees": len(question.prompt) + sum(map(len, question.trained)),
-                "as_tries": fed,
-                "edges": edges,
+                "as_tries": trie_size(question.prompt, question.trained),
                 "merges": merges,
                 "unknown": 0 if unknown is None else ids.count(unknown),
                 "largest_id": max(ids),
@@ -312,7 +310,7 @@ def _features() -> dict[str, Any]:
     ids, number = List(Value("int32")), Value("int64")
     numbers = (
         "row", "ids_key", "key", "chosen_key", "pairs", "prompt_length", "length", "as_pairs",
-        "as_trees", "as_tries", "edges", "merges", "unknown", "largest_id",
+        "as_trees", "as_tries", "merges", "unknown", "largest_id",
     )  # fmt: skip
     return {
         "prompt": ids,

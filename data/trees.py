@@ -10,9 +10,11 @@ Nodes are stored depth-first, which makes a subtree a contiguous range:
     ends:     5    5    4    4    5          node j is an ancestor of i  <=>  j <= i < ends[j]
 
 Every answer token is an *edge* (from the node that predicts it to the token predicted). The last
-token of a branch (`.`, `.` and `d` above) is predicted but never fed: nothing follows it.
+token of a branch (`.`, `.` and `d` above) is predicted but never fed: nothing follows it. Edges of
+one node are *siblings*: they are read off the same logits (`a` and `c` above, and `b` and `.`).
 
-Shape legend: B rows, L tokens in a row, E scored edges, A answers, N edges summed over answers.
+Shape legend: B rows, L tokens in a row, D nodes that predict, E scored edges, S ordered pairs of
+siblings, A answers, N edges summed over answers.
 """
 
 import itertools
@@ -50,12 +52,19 @@ class TreeBatch(NamedTuple):
     tokens: Tensor  # (B, L) int64, 0 where padded
     positions: Tensor  # (B, L) int64, the depth in the own trie
     ends: Tensor  # (B, L) int64, column one past the node's subtree; j + 1 for a padding column j
-    edge_from: Tensor  # (E,) int64 into the B * L flattened nodes
+    nodes: Tensor  # (D,) int64 into the B * L flattened nodes, those that predict, each once
+    edge_node: Tensor  # (E,) int64 into `nodes`
     edge_token: Tensor  # (E,) int64
+    siblings: Tensor  # (2, S) int64, an edge and another edge of its node
     path_edges: Tensor  # (N,) int64, the edges of every answer, one answer after the other
     path_answers: Tensor  # (N,) int64, the answer each of them belongs to
     answers: int  # A
     shared: bool  # False: a row is one answer alone, and a model needs no tree mask to read it
+
+    @property
+    def edge_from(self) -> Tensor:
+        """Return (E,) int64: the node that predicts each edge's token, of B * L flattened."""
+        return self.nodes[self.edge_node]
 
     def to(self, device: torch.device | str) -> Self:
         """Return the batch with its tensors on `device`."""
@@ -108,8 +117,8 @@ def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
     return Trie(tokens, depths, ends, edge_from, edge_token, paths)
 
 
-def trie_size(prompt: Tokens, answers: Sequence[Tokens]) -> tuple[int, int]:
-    """Count the tokens that the trie of these answers feeds and its edges, without building it.
+def trie_size(prompt: Tokens, answers: Sequence[Tokens]) -> int:
+    """Count the tokens that the trie of these answers feeds, without building it.
 
     In sorted order an answer adds the edges behind what it shares with the one before. Every edge
     becomes a node but the last of each branch, and a branch ends where the next answer leaves it.
@@ -118,7 +127,7 @@ def trie_size(prompt: Tokens, answers: Sequence[Tokens]) -> tuple[int, int]:
     shared = [common_prefix(a, b) for a, b in itertools.pairwise(ordered)]
     edges = sum(map(len, ordered)) - sum(shared)
     branches = 1 + sum(s < len(a) for s, a in zip(shared, ordered, strict=False))
-    return len(prompt) + edges - branches, edges
+    return len(prompt) + edges - branches
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -144,7 +153,7 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
     tokens = torch.zeros(rows, length, dtype=torch.long)
     positions = torch.zeros(rows, length, dtype=torch.long)
     ends = torch.arange(1, length + 1).repeat(rows, 1)  # padding sees itself alone: no NaN
-    edge_from: list[int] = []
+    children: dict[int, list[int]] = {}  # a node that predicts -> its edges
     edge_token: list[int] = []
     path_edges: list[int] = []
     path_answers: list[int] = []
@@ -155,17 +164,24 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
         positions[row, span] = torch.tensor(trie.depths)
         ends[row, span] = torch.tensor(trie.ends) + column
         for path in trie.paths:
-            path_edges += (len(edge_from) + edge for edge in path)
+            path_edges += (len(edge_token) + edge for edge in path)
             path_answers += [answers] * len(path)
             answers += 1
-        edge_from += (row * length + column + node for node in trie.edge_from)
+        for edge, node in enumerate(trie.edge_from, len(edge_token)):
+            children.setdefault(row * length + column + node, []).append(edge)
         edge_token += trie.edge_token
+    edge_node = torch.empty(len(edge_token), dtype=torch.long)
+    for k, edges in enumerate(children.values()):
+        edge_node[edges] = k
+    siblings = [pair for edges in children.values() for pair in itertools.permutations(edges, 2)]
     return TreeBatch(
         tokens,
         positions,
         ends,
-        edge_from=torch.tensor(edge_from),
+        nodes=torch.tensor(list(children)),
+        edge_node=edge_node,
         edge_token=torch.tensor(edge_token),
+        siblings=torch.tensor(siblings, dtype=torch.long).reshape(-1, 2).T,
         path_edges=torch.tensor(path_edges),
         path_answers=torch.tensor(path_answers),
         answers=answers,

@@ -1,6 +1,7 @@
 """log pi(y|x) of every answer in a `TreeBatch`, and the fused head that makes it cheap.
 
-Shape legend: B rows, L tokens in a row, E scored edges, A answers, H hidden, V vocabulary.
+Shape legend: B rows, L tokens in a row, D nodes that predict, E scored edges, S ordered pairs of
+siblings, A answers, H hidden, V vocabulary.
 """
 
 from functools import partial
@@ -16,7 +17,7 @@ from data.trees import TreeBatch, ancestor_mask
 TILE_CELLS = {
     "cpu": 2**21,
     "cuda": 2**26,
-}  # E x T float32 scores held at a time; cache-sized on CPU, 256 MiB and enough work on a GPU
+}  # D x T float32 scores held at a time; cache-sized on CPU, 256 MiB and enough work on a GPU
 
 SMALLEST_TILE = 512  # columns of the vocabulary; below it, calls cost more than they compute
 
@@ -44,8 +45,8 @@ def edge_logps(model: Any, batch: TreeBatch) -> Tensor:
         attention_mask=attention_masks(model, batch),
         use_cache=False,
     ).last_hidden_state
-    rows = hidden.flatten(0, 1)[batch.edge_from]  # (E, H)
-    return token_logps(rows, batch.edge_token, head_of(model))
+    rows = hidden.flatten(0, 1)[batch.nodes]  # (D, H)
+    return token_logps(rows, batch.edge_token, head_of(model), batch.edge_node, batch.siblings)
 
 
 def _plain_edge_logps(model: Any, batch: TreeBatch) -> Tensor:
@@ -110,17 +111,17 @@ def head_of(model: Any) -> Head:
     return Head(linear.weight, getattr(linear, "bias", None), scale, softcap)
 
 
-def token_logps(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-    """Return (E,) float32: log softmax(z)[y] for hidden (E, H) and targets y (E,).
+def token_logps(
+    hidden: Tensor,
+    targets: Tensor,
+    head: Head,
+    node: Tensor | None = None,
+    siblings: Tensor | None = None,
+) -> Tensor:
+    """Return (E,) float32: log softmax(z)[y] for hidden (D, H) and targets y (E,).
 
-    A float64 model is scored in float64.
-    """
-    logps: Tensor = _TokenLogps.apply(hidden, targets, head)  # type: ignore[no-untyped-call]
-    return logps
-
-
-class _TokenLogps(torch.autograd.Function):
-    """One pass over the vocabulary in tiles that keeps no logits and forms the gradient forward.
+    `node` (E,) says which row of `hidden` predicts a target; row e without it. `siblings` (2, S)
+    are the ordered pairs of targets that one row predicts. A float64 model is scored in float64.
 
     Take the target y out of the sum and a token's log-prob is a logistic function, just as a DPO
     pair is. With R = log sum_{v != y} exp z_v, the log-sum-exp of the rest,
@@ -129,55 +130,72 @@ class _TokenLogps(torch.autograd.Function):
         d log p_y/dz  = (1 - p_y) (onehot_y - q)       1 - p_y = sigmoid(R - z_y)
 
     where q is the softmax over the rest alone. Both are exact for confident tokens, where forming
-    onehot - p would cancel: no 1 - p is ever computed from a rounded p near 1.
+    onehot - p would cancel: no 1 - p is ever computed from a rounded p near 1. R is that of the
+    words that are no target of the row, summed over the vocabulary once, and the row's other
+    targets, joined to it one by one, since to take y out of a finished sum would cancel as well.
+    """
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # all sums are in it
+    if node is None:
+        node = torch.arange(len(targets), device=targets.device)
+    bias = None if head.bias is None else head.bias[targets]
+    scores = (hidden[node] * head.weight[targets].to(hidden.dtype)).sum(-1)  # (E,)
+    z, _ = _logits(scores, bias, head)
+    others: Tensor = _OtherWords.apply(hidden, node, targets, head)  # type: ignore[no-untyped-call]
+    rest = others[node]
+    if siblings is not None:
+        edge, sibling = siblings
+        # The maximum takes no part in the gradient: R does not depend on it.
+        m = rest.detach().scatter_reduce(0, edge, z.detach()[sibling], "amax")
+        total = torch.exp(rest - m).index_add(0, edge, torch.exp(z[sibling] - m[edge]))
+        rest = m + total.log()  # eq. (13) of docs/math.md
+    return -F.softplus(rest - z)  # eq. (14) of docs/math.md
 
-    R and the rest's mean weight, sum_v q_v W_v, accumulate over tiles in float32 with a running
-    maximum m, as in online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867).
+
+def _logits(scores: Tensor, bias: Tensor | None, head: Head) -> tuple[Tensor, Tensor | None]:
+    """Return z and dz/d(scores) / scale (None stands for 1) for scores h W^T."""
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
+    if head.scale != 1.0:
+        scores = scores * head.scale
+    if head.softcap is None:
+        return scores, None
+    t = torch.tanh(scores / head.softcap)
+    return head.softcap * t, 1 - t * t  # eq. (11) of docs/math.md
+
+
+class _OtherWords(torch.autograd.Function):
+    """(D,): log sum_v exp z_v over the words v that are no target of a row.
+
+    One pass over the vocabulary in tiles that keeps no logits and forms the gradient forward: the
+    sum and the mean weight, sum_v q_v W_v, accumulate in float32 with a running maximum m, as in
+    online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867).
 
     On a CPU the mean goes without columns that rounding would swallow, an idea of Cut Cross-Entropy
     (arXiv 2411.09009): of q they have at most half an epsilon of W's dtype, all tiles together.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, node: Tensor, targets: Tensor, head: Head) -> Tensor:
         need_grad = ctx.needs_input_grad[0]
-        weight, (rows, width) = head.weight, hidden.shape
-        row = torch.arange(rows, device=hidden.device)
-        wide = torch.promote_types(hidden.dtype, torch.float32)  # all sums are in it
-
-        def logits(scores: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            """Return z and dz/d(scores) / scale (None stands for 1)."""
-            if bias is not None:
-                scores = scores + bias.to(wide)
-            if head.scale != 1.0:
-                scores = scores * head.scale
-            if head.softcap is None:
-                return scores, None
-            t = torch.tanh(scores / head.softcap)
-            return head.softcap * t, 1 - t * t  # eq. (11) of docs/math.md
-
-        target_weight = weight[targets].to(wide)  # (E, H)
-        target_score = (hidden.to(wide) * target_weight).sum(-1)
-        target_bias = None if head.bias is None else head.bias[targets]
-        z_target, slope_target = logits(target_score, target_bias)
-
+        weight, (rows, width), wide = head.weight, hidden.shape, hidden.dtype
+        narrow = hidden.to(weight.dtype)
         m = torch.full((rows, 1), torch.finfo(wide).min, device=hidden.device, dtype=wide)
-        total = torch.zeros_like(m)  # sum_{v != y} exp(z_v - m)
+        total = torch.zeros_like(m)  # sum_v exp(z_v - m)
         mean = m.new_zeros(rows if need_grad else 0, width)
         left_out = torch.zeros_like(m)  # what `mean` lacks of `total`
         slack = torch.finfo(weight.dtype).eps / 2
         cells = TILE_CELLS.get(hidden.device.type, TILE_CELLS["cuda"])
         tile = max(SMALLEST_TILE, 1 << max(cells // rows, 1).bit_length() - 1)  # a power of 2
-        for start in range(0, weight.shape[0], tile):
+        home, column = targets // tile, targets % tile
+        for number, start in enumerate(range(0, weight.shape[0], tile)):
             part = weight[start : start + tile]  # (T, H)
             bias = None if head.bias is None else head.bias[start : start + tile]
-            z, slope = logits((hidden @ part.T).to(wide), bias)  # (E, T)
-            column = (targets - start).clamp(0, len(part) - 1)
-            inside = (targets >= start) & (targets < start + tile)
-            z[row, column] = z[row, column].masked_fill(inside, -torch.inf)
+            z, slope = _logits((narrow @ part.T).to(wide), bias, head)  # (D, T)
+            barred = torch.where(home == number, -torch.inf, 0.0).to(wide)  # 0: in another tile
+            z.index_put_((node, column.clamp(max=len(part) - 1)), barred, accumulate=True)
             new_m = torch.maximum(m, z.amax(-1, keepdim=True))
             shrink = torch.exp(m - new_m)
-            z.sub_(new_m).exp_()  # now exp(z - m), and 0 at the target
+            z.sub_(new_m).exp_()  # now exp(z - m), and 0 at the targets
             total = total * shrink + z.sum(-1, keepdim=True)
             if need_grad:
                 if slope is not None:
@@ -187,31 +205,24 @@ class _TokenLogps(torch.autograd.Function):
                     z, part = _columns_that_count(z, part, slack, total, left_out)
                 mean.mul_(shrink).add_(z.to(part.dtype) @ part)
             m = new_m
-
-        rest = (m + total.log()).squeeze(1)  # R, eq. (12) of docs/math.md
         if need_grad:
-            if slope_target is not None:
-                target_weight = target_weight * slope_target[:, None]
-            away = torch.sigmoid(rest - z_target)[:, None]  # 1 - p_y
-            gradient = (
-                head.scale * away * (target_weight - mean / total)
-            )  # eq. (14) of docs/math.md
-            ctx.save_for_backward(gradient.to(hidden.dtype))
-        return -F.softplus(rest - z_target)  # eq. (13) of docs/math.md
+            least = torch.finfo(wide).tiny  # a total of 0: every word is a target
+            ctx.save_for_backward(head.scale * mean / total.clamp(min=least))
+        return (m + total.log()).squeeze(1)  # eq. (12) of docs/math.md
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (grad[:, None] * gradient).to(gradient.dtype), None, None
+        return grad[:, None] * gradient, None, None, None
 
 
 def _columns_that_count(
     z: Tensor, part: Tensor, slack: float, total: Tensor, left_out: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the columns of z (E, T) and the rows of part (T, H) that the product z @ part needs.
+    """Return the columns of z (D, T) and the rows of part (T, H) that the product z @ part needs.
 
-    The sum of the others is added to `left_out` (E, 1), which stays within the share `slack` of
-    `total` (E, 1). Where it could not, or where more than half are needed, all are returned.
+    The sum of the others is added to `left_out` (D, 1), which stays within the share `slack` of
+    `total` (D, 1). Where it could not, or where more than half are needed, all are returned.
     """
     sixteenth = -(-len(part) // 16)  # few sizes, since oneDNN compiles a product for each
     largest = z.amax(0)  # of its column; 1 at most, which is the largest of a row so far

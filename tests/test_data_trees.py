@@ -24,11 +24,21 @@ def test_the_example_of_the_docstring_by_hand():
     assert trie.paths == [[0, 1, 2], [0, 3], [4, 5]]
 
 
+def test_the_edges_of_a_node_know_each_other():
+    """Of the example, 1 predicts a and c, 2 b and a full stop; a second trie follows in its row."""
+    batch = collate([build_trie(PROMPT, ANSWERS), build_trie((8,), [(9, 7)])])
+    assert batch.nodes.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.edge_node.tolist() == [0, 1, 2, 1, 0, 3, 4, 5]
+    assert batch.edge_from.tolist() == [1, 2, 3, 2, 1, 4, 5, 6]
+    assert batch.siblings.T.tolist() == [[0, 4], [4, 0], [1, 3], [3, 1]]
+    assert collate([build_trie((8,), [(9, 7)])]).siblings.shape == (2, 0)
+
+
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=8))
-def test_tokens_and_edges_are_counted_without_building_the_trie(answers):
+def test_tokens_are_counted_without_building_the_trie(answers):
     answers = [tuple(answer) for answer in answers]
     trie = build_trie(PROMPT, answers)
-    assert trie_size(PROMPT, answers) == (len(trie.tokens), len(trie.edge_token))
+    assert trie_size(PROMPT, answers) == len(trie.tokens)
 
 
 def test_the_mask_of_the_example_by_hand():

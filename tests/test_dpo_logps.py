@@ -1,5 +1,6 @@
 """Log-probs: by hand on a bigram table, then against models' own forwards, one answer at a time."""
 
+import itertools
 import math
 import shutil
 
@@ -151,12 +152,12 @@ def padded(batch: TreeBatch, columns, token=0) -> TreeBatch:
     rows, length = batch.tokens.shape
     wide = torch.arange(1, length + columns + 1).repeat(rows, 1)
     wide[:, :length] = batch.ends
-    old_row, old_column = batch.edge_from // length, batch.edge_from % length
+    old_row, old_column = batch.nodes // length, batch.nodes % length
     return batch._replace(
         tokens=torch.nn.functional.pad(batch.tokens, (0, columns), value=token),
         positions=torch.nn.functional.pad(batch.positions, (0, columns)),
         ends=wide,
-        edge_from=old_row * (length + columns) + old_column,
+        nodes=old_row * (length + columns) + old_column,
     )
 
 
@@ -249,6 +250,41 @@ def test_the_fused_head_equals_autograd_through_all_logits(kind, cells, monkeypa
     assert relative_error(gradient, wanted) < 1e-5
 
 
+def siblings_of(node):
+    """The ordered pairs of targets that one row predicts."""
+    pairs = itertools.permutations(range(len(node)), 2)
+    return torch.tensor([pair for pair in pairs if node[pair[0]] == node[pair[1]]]).T
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("cells", [1, 2**20])
+def test_targets_of_one_row_are_scored_as_if_each_had_a_row_of_its_own(kind, cells, monkeypatch):
+    monkeypatch.setitem(TILE_CELLS, "cpu", cells)
+    monkeypatch.setattr("dpo.logps.SMALLEST_TILE", 2 if cells == 1 else 512)
+    h = head(dtype=torch.float32, **HEADS[kind])
+    hidden = torch.randn(4, 7, requires_grad=True)
+    node = torch.tensor([2, 0, 0, 3, 2, 0, 1, 0])
+    targets = torch.tensor([5, 38, 0, 7, 39, 39, 6, 1])  # 38 and 39, 0 and 1 meet in a tile of 2
+    weights = torch.linspace(-1, 1, 8)
+    found = token_logps(hidden, targets, h, node, siblings_of(node))
+    expected = naive(hidden[node], targets, h)
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), hidden)
+    (wanted,) = torch.autograd.grad((expected * weights).sum(), hidden)
+    assert relative_error(gradient, wanted) < 1e-5
+
+
+def test_a_row_may_predict_every_word():
+    hidden = torch.randn(1, 7, dtype=torch.float64, requires_grad=True)
+    node, targets, h = torch.zeros(3, dtype=torch.long), torch.tensor([2, 0, 1]), head(3)
+    found = token_logps(hidden, targets, h, node, siblings_of(node))
+    torch.testing.assert_close(found, naive(hidden[node], targets, h))
+    weights = torch.tensor([1.0, -2.0, 3.0]).double()
+    (gradient,) = torch.autograd.grad((found * weights).sum(), hidden, retain_graph=True)
+    (wanted,) = torch.autograd.grad((naive(hidden[node], targets, h) * weights).sum(), hidden)
+    assert relative_error(gradient, wanted) < 1e-12
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 30), st.integers(1, 6), st.integers(0, 10_000))
 def test_the_fused_head_by_finite_differences(vocabulary, rows, seed):
@@ -282,6 +318,24 @@ def test_the_gradient_is_right_for_confident_tokens(confidence, dtype, tolerance
     logp = token_logps(hidden, torch.tensor([0]), h)
     logp.sum().backward()
     assert logp.item() == pytest.approx(math.log1p(-p_rest), rel=tolerance)
+    assert hidden.grad.item() == pytest.approx(2 * p_rest, rel=tolerance)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_a_confident_token_and_its_siblings_do_not_cancel(dtype, tolerance):
+    """W = [[1], [-1], [-1]], h = 8, targets 0 and 1 of one row: 1 - p_0 = 2 / (e^16 + 2).
+
+    d log p_0/dh = (1 - p_0) (1 + 1). Taking word 1 out of a finished sum that holds e^8 would leave
+    nothing of e^-8 in float32.
+    """
+    hidden = torch.tensor([[8.0]], dtype=dtype, requires_grad=True)
+    h = Head(torch.tensor([[1.0], [-1.0], [-1.0]], dtype=dtype), None)
+    node = torch.tensor([0, 0])
+    sure, unlikely = token_logps(hidden, torch.tensor([0, 1]), h, node, siblings_of(node))
+    sure.backward()
+    p_rest = 2 / (math.exp(16) + 2)
+    assert sure.item() == pytest.approx(math.log1p(-p_rest), rel=tolerance)
+    assert unlikely.item() == pytest.approx(-math.log(math.exp(16) + 2), rel=tolerance)
     assert hidden.grad.item() == pytest.approx(2 * p_rest, rel=tolerance)
 
 
@@ -422,7 +476,7 @@ def test_neither_what_is_held_nor_what_is_kept_grows_with_the_vocabulary(monkeyp
         held.append(largest.numbers)
         kept.append(sum(saved))
     assert held == [2**14, 2**14]  # 16 rows of a tile of 1,024 columns
-    assert kept == [16 * 8, 16 * 8]  # the gradient alone
+    assert kept[0] == kept[1] < 3 * 16 * 8  # the gradient, the targets' rows of W, a few numbers
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -82,13 +82,19 @@ class Side:
 
 
 def test_the_flops_by_hand():
-    """Body 10, head 100 weights; 7 tokens and 3 edges trained on, 2 and 1 held out; two epochs.
+    """Body 10, head 100 weights; 7 tokens trained on, a prompt's 5 of them, 2 and 2 held out.
 
-    Body: reference 7, held out twice 4, two epochs forward and backward 28: 39. Head: 3, 2, 12: 17.
+    Two epochs. Nodes that predict: the prompt's last and the answers', 3 and 1. Body: reference 7,
+    held out twice 4, two epochs forward and backward 28: 39. Head: 3, 2, 12: 17.
     Two FLOPs each: 2 (390 + 1,700) = 4,180. Without a reference 7 and 3 less: 3,440.
     """
     questions = type(
-        "Q", (), {"train": Side(as_tries=[7], edges=[3]), "held_out": Side(as_tries=[2], edges=[1])}
+        "Q",
+        (),
+        {
+            "train": Side(as_tries=[7], prompt_length=[5]),
+            "held_out": Side(as_tries=[2], prompt_length=[2]),
+        },
     )
     steps = Steps([2], 2, epochs=2, seed=0, shuffle="questions")
     assert epoch_flops(10, 100, questions, steps, Config()) == 4180
@@ -219,7 +225,7 @@ def test_gemma_2_9b_is_planned_from_its_configuration_alone(tmp_path, monkeypatc
         num_attention_heads=16, num_key_value_heads=8, head_dim=256, query_pre_attn_scalar=256,
     ).save_pretrained(tmp_path)  # fmt: skip
     question = EncodedQuestion((2, *range(10, 40)), (40, 41, 1), ((42, 43, 1),))
-    columns = {name: [1] for name in ("as_tries", "edges")}
+    columns = {name: [1] for name in ("as_tries", "prompt_length")}
 
     class Few(list):
         def column(self, name):
