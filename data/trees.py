@@ -153,7 +153,7 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
     tokens = torch.zeros(rows, length, dtype=torch.long)
     positions = torch.zeros(rows, length, dtype=torch.long)
     ends = torch.arange(1, length + 1).repeat(rows, 1)  # padding sees itself alone: no NaN
-    children: dict[int, list[int]] = {}  # a node that predicts -> its edges
+    edge_from: list[int] = []
     edge_token: list[int] = []
     path_edges: list[int] = []
     path_answers: list[int] = []
@@ -164,22 +164,22 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
         positions[row, span] = torch.tensor(trie.depths)
         ends[row, span] = torch.tensor(trie.ends) + column
         for path in trie.paths:
-            path_edges += (len(edge_token) + edge for edge in path)
+            path_edges += (len(edge_from) + edge for edge in path)
             path_answers += [answers] * len(path)
             answers += 1
-        for edge, node in enumerate(trie.edge_from, len(edge_token)):
-            children.setdefault(row * length + column + node, []).append(edge)
+        edge_from += (row * length + column + node for node in trie.edge_from)
         edge_token += trie.edge_token
-    edge_node = torch.empty(len(edge_token), dtype=torch.long)
-    for k, edges in enumerate(children.values()):
-        edge_node[edges] = k
+    children: dict[int, list[int]] = {}  # a node that predicts -> its edges
+    for edge, node in enumerate(edge_from):
+        children.setdefault(node, []).append(edge)
+    number = {node: k for k, node in enumerate(children)}
     siblings = [pair for edges in children.values() for pair in itertools.permutations(edges, 2)]
     return TreeBatch(
         tokens,
         positions,
         ends,
         nodes=torch.tensor(list(children)),
-        edge_node=edge_node,
+        edge_node=torch.tensor([number[node] for node in edge_from]),
         edge_token=torch.tensor(edge_token),
         siblings=torch.tensor(siblings, dtype=torch.long).reshape(-1, 2).T,
         path_edges=torch.tensor(path_edges),

@@ -207,7 +207,8 @@ class _OtherWords(torch.autograd.Function):
             m = new_m
         if need_grad:
             least = torch.finfo(wide).tiny  # a total of 0: every word is a target
-            ctx.save_for_backward(head.scale * mean / total.clamp(min=least))
+            gradient = head.scale * mean / total.clamp(min=least)  # eq. (19) of docs/math.md
+            ctx.save_for_backward(gradient)
         return (m + total.log()).squeeze(1)  # eq. (12) of docs/math.md
 
     @staticmethod
