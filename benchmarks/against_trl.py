@@ -59,7 +59,8 @@ def ours(task):
     train.cache_folder = workspace.cache_folder = lambda name: cache / name
     config = Config(
         model=task["model"], data=task["csv"], output_dir=task["folder"], merge=False,
-        eval_fraction=task["held_out"], epochs=task["epochs"], dropout=0.0, **task["settings"],
+        eval_fraction=task["held_out"], epochs=task["epochs"], dropout=0.0,
+        save_every=10**6, **task["settings"],  # no checkpoint, as with TRL below
     )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         train.run(config)
