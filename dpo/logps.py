@@ -203,7 +203,8 @@ class _OtherWords(torch.autograd.Function):
                 if hidden.is_cpu:  # elsewhere the host would wait for the device
                     left_out.mul_(shrink)
                     z, part = _columns_that_count(z, part, slack, total, left_out)
-                mean.mul_(shrink).add_(z.to(part.dtype) @ part)
+                    z = F.pad(z, (0, 0, 0, -rows % 8))  # few sizes: oneDNN keeps each one's product
+                mean.mul_(shrink).add_((z.to(part.dtype) @ part)[:rows])
             m = new_m
         if need_grad:
             least = torch.finfo(wide).tiny  # a total of 0: every word is a target
