@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import QUESTIONS_CSV, ROOT, relative_error
+from conftest import QUESTIONS_CSV, ROOT, relative_error, small_model
 from safetensors.torch import load_file
 
 import checkpoint
@@ -40,8 +40,7 @@ world = processes.join()
 def work():
     model = small_model("gemma2", scale=0.1)
     if sharded := sys.argv[2] != "whole":
-        model.config.save_pretrained(sys.argv[1] + ".config")
-        meta = skeleton(Path(sys.argv[1] + ".config"), torch.float32)
+        meta = skeleton(Path(sys.argv[3]), torch.float32)
         model.config = meta.config
         whole, expected = Base(model, None, "", None, Path()), base_fingerprint(model)
         base = load_sharded(lambda: whole, meta, torch.device("cpu"))
@@ -106,9 +105,11 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path, count, base):
     script.write_text(
         GRADIENTS.format(root=str(ROOT), tests=str(ROOT / "tests"), count=count), encoding="utf-8"
     )
+    config = str(tmp_path / "config")  # written once: no process reads half a file of another's
+    small_model("gemma2").config.save_pretrained(config)
     for size in (1, 2):
         output, kind = str(tmp_path / f"{size}.safetensors"), "whole" if size == 1 else base
-        command = [*TORCHRUN, str(size), str(script), output, kind]
+        command = [*TORCHRUN, str(size), str(script), output, kind, config]
         done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / f"{size}.safetensors") for size in (1, 2))
