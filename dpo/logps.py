@@ -196,13 +196,14 @@ class _OtherWords(torch.autograd.Function):
             new_m = torch.maximum(m, z.amax(-1, keepdim=True))
             shrink = torch.exp(m - new_m)
             z.sub_(new_m).exp_()  # now exp(z - m), and 0 at the targets
-            total = total * shrink + z.sum(-1, keepdim=True)
+            sums = z.sum(-1, keepdim=True)
+            total = total * shrink + sums
             if need_grad:
                 if slope is not None:
-                    z.mul_(slope)
+                    sums = z.mul_(slope).sum(-1, keepdim=True)
                 if hidden.is_cpu:  # elsewhere the host would wait for the device
                     left_out.mul_(shrink)
-                    z, part = _columns_that_count(z, part, slack, total, left_out)
+                    z, part = _columns_that_count(z, sums, part, slack * total, left_out)
                     z = F.pad(z, (0, 0, 0, -rows % 8))  # few sizes: oneDNN keeps each one's product
                 mean.mul_(shrink).add_((z.to(part.dtype) @ part)[:rows])
             m = new_m
@@ -219,22 +220,23 @@ class _OtherWords(torch.autograd.Function):
 
 
 def _columns_that_count(
-    z: Tensor, part: Tensor, slack: float, total: Tensor, left_out: Tensor
+    z: Tensor, sums: Tensor, part: Tensor, slack: Tensor, left_out: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the columns of z (D, T) and the rows of part (T, H) that the product z @ part needs.
 
-    The sum of the others is added to `left_out` (D, 1), which stays within the share `slack` of
-    `total` (D, 1). Where it could not, or where more than half are needed, all are returned.
+    The sum of the others is added to `left_out` (D, 1), which stays within `slack` (D, 1). Where it
+    could not, or where more than half are needed, all are returned. `sums` (D, 1) are z's own. A
+    column matters by itself if it holds a thousandth of some row's slack.
     """
-    sixteenth = -(-len(part) // 16)  # few sizes, since oneDNN compiles a product for each
-    largest = z.amax(0)  # of its column; 1 at most, which is the largest of a row so far
-    weighty = int((largest > slack / 2**10).sum())
-    needed = -(-weighty // sixteenth) * sixteenth
+    heavy = (z.amax(0) > slack.min() / 2**10).nonzero().squeeze(1)
+    step = max(64, 2 ** (len(heavy).bit_length() - 3))
+    needed = -(-len(heavy) // step) * step  # few sizes: oneDNN compiles a product for each
     if needed <= len(part) // 2:
-        columns = largest.topk(needed, sorted=False).indices
+        columns = F.pad(heavy, (0, needed - len(heavy)))  # with column 0 ...
         few = z.index_select(1, columns)
-        others = z.sum(-1, keepdim=True) - few.sum(-1, keepdim=True)
-        if (left_out + others <= slack * total).all():
+        few[:, len(heavy) :] = 0  # ... which counts nothing there
+        others = sums - few.sum(-1, keepdim=True)
+        if (left_out + others <= slack).all():
             left_out += others
             return few, part.index_select(0, columns)
     return z, part

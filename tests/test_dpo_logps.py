@@ -340,25 +340,32 @@ def test_a_confident_token_and_its_siblings_do_not_cancel(dtype, tolerance):
 
 
 def test_columns_are_left_out_as_long_as_their_sum_stays_within_the_slack():
-    """Two rows of 32 columns, one of 1 and 31 of 2^-20 in each: 2 columns count and 30 do not."""
-    part = torch.arange(32.0)[:, None]
-    z = torch.full((2, 32), 2.0**-20)
+    """Two rows of 256 columns, one of 1 and 255 of 2^-20 in each: 2 columns count, 254 do not.
+
+    They come with columns of zeros, which make 64 in all.
+    """
+    part = torch.arange(256.0)[:, None]
+    z = torch.full((2, 256), 2.0**-20)
     z[0, 3] = z[1, 7] = 1
-    total, others = z.sum(-1, keepdim=True), 30 * 2.0**-20
+    total, others = z.sum(-1, keepdim=True), 254 * 2.0**-20
 
     def columns(slack, before=(0.0, 0.0), z=z):
         left_out = torch.tensor(before)[:, None]
-        few, rows = _columns_that_count(z, part, slack, total, left_out)
-        torch.testing.assert_close(few, z[:, rows.flatten().long()])
-        return sorted(rows.flatten().tolist()), left_out.flatten().tolist()
+        sums = z.sum(-1, keepdim=True)
+        few, rows = _columns_that_count(z, sums, part, slack * total, left_out)
+        counted = few.any(0)
+        kept = rows[counted].flatten()
+        torch.testing.assert_close(few[:, counted], z[:, kept.long()])
+        assert len(rows) in (64, 256)
+        return kept.tolist(), left_out.flatten().tolist()
 
-    everything = [float(v) for v in range(32)]
+    everything = [float(v) for v in range(256)]
     assert columns(2.0**-8) == ([3, 7], [others, others])
     assert columns(2.0**-8, (2.0**-10, 0.0)) == ([3, 7], [2.0**-10 + others, others])
     assert columns(2.0**-8, (0.0, 2.0**-8)) == (everything, [0.0, 2.0**-8])  # earlier tiles had it
     assert columns(2.0**-10) == ([3, 7], [others, others])  # 2^-20 is not above 2^-10 / 2^10
     assert columns(2.0**-11) == (everything, [0.0, 0.0])
-    assert columns(2.0**-8, z=torch.ones(2, 32)) == (everything, [0.0, 0.0])
+    assert columns(2.0**-8, z=torch.ones(2, 256)) == (everything, [0.0, 0.0])
 
 
 def test_many_columns_that_count_together_are_not_left_out():
@@ -391,7 +398,7 @@ def test_what_was_left_out_shrinks_with_the_total_as_the_maximum_grows(monkeypat
     monkeypatch.setattr("dpo.logps._columns_that_count", counted)
     hidden = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
     token_logps(hidden, torch.tensor([3]), Head(weight.bfloat16()[:, None], None))
-    assert kept == [32, 32, 32]
+    assert kept == [64, 64, 64]
 
 
 @pytest.mark.parametrize("cells", [2**14, 2**20])
@@ -413,12 +420,12 @@ def test_the_gradient_lacks_no_more_than_half_an_epsilon_of_the_largest_weight(
         token_logps(probe, targets, h).sum().backward()
         return probe.grad.float()
 
-    def counted(z, part, *rest):
-        found = _columns_that_count(z, part, *rest)
+    def counted(*args):
+        found = _columns_that_count(*args)
         kept.append(len(found[1]))
         return found
 
-    few, every = gradient(counted), gradient(lambda z, part, *_: (z, part))
+    few, every = gradient(counted), gradient(lambda z, _, part, *__: (z, part))
     assert 0 < sum(kept) < 8192 / 2
     rounding = 2.0**-8 * every.abs()
     assert ((few - every).abs() <= 2.0**-8 * h.weight.abs().max().float() + rounding).all()
