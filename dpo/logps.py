@@ -4,6 +4,7 @@ Shape legend: B rows, L tokens in a row, D nodes that predict, E scored edges, S
 siblings, A answers, H hidden, V vocabulary.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ TILE_CELLS = {
     "cpu": 2**21,
     "cuda": 2**26,
 }  # D x T float32 scores held at a time; cache-sized on CPU, 256 MiB and enough work on a GPU
+
+LOG2_E = 1 / math.log(2)
 
 SMALLEST_TILE = 512  # columns of the vocabulary; below it, calls cost more than they compute
 
@@ -195,7 +198,8 @@ class _OtherWords(torch.autograd.Function):
             z.index_put_((node, column.clamp(max=len(part) - 1)), barred, accumulate=True)
             new_m = torch.maximum(m, z.amax(-1, keepdim=True))
             shrink = torch.exp(m - new_m)
-            z.sub_(new_m).exp_()  # now exp(z - m), and 0 at the targets
+            # Now exp(z - m), and 0 at the targets; exp2 is four times as fast where exp is MKL's.
+            z.sub_(new_m).mul_(LOG2_E).exp2_()
             sums = z.sum(-1, keepdim=True)
             total = total * shrink + sums
             if need_grad:
