@@ -233,8 +233,9 @@ def _columns_that_count(
     column matters by itself if it holds a thousandth of some row's slack.
     """
     heavy = (z.amax(0) > slack.min() / 2**10).nonzero().squeeze(1)
-    step = max(64, 2 ** (len(heavy).bit_length() - 3))
-    needed = -(-len(heavy) // step) * step  # few sizes: oneDNN compiles a product for each
+    # Few sizes, since oneDNN keeps a product for each: powers of 2, then sixteenths of the tile.
+    step = min(-(-len(part) // 16), max(128, 1 << len(heavy).bit_length()))
+    needed = -(-len(heavy) // step) * step
     if needed <= len(part) // 2:
         columns = F.pad(heavy, (0, needed - len(heavy)))  # with column 0 ...
         few = z.index_select(1, columns)
