@@ -22,7 +22,6 @@ TILE_CELLS = {
 
 LOG2_E = 1 / math.log(2)
 
-TURNED_ROWS = 256  # above it both ways take the same time
 SMALLEST_TILE = 512  # columns of the vocabulary; below it, calls cost more than they compute
 
 
@@ -191,15 +190,10 @@ class _OtherWords(torch.autograd.Function):
         cells = TILE_CELLS.get(hidden.device.type, TILE_CELLS["cuda"])
         tile = max(SMALLEST_TILE, 1 << max(cells // rows, 1).bit_length() - 1)  # a power of 2
         home, column = targets // tile, targets % tile
-        # Of few rows MKL computes W h^T sooner than h W^T, in multiples of 8; oneDNN does not.
-        turned = hidden.is_cpu and weight.dtype == torch.float32 and rows <= TURNED_ROWS
-        if turned:
-            narrow = F.pad(narrow, (0, 0, 0, -rows % 8))
         for number, start in enumerate(range(0, weight.shape[0], tile)):
             part = weight[start : start + tile]  # (T, H)
             bias = None if head.bias is None else head.bias[start : start + tile]
-            scores = (part @ narrow.T)[:, :rows].T if turned else narrow @ part.T  # (D, T)
-            z, slope = _logits(scores.to(wide), bias, head)
+            z, slope = _logits((narrow @ part.T).to(wide), bias, head)  # (D, T)
             barred = torch.where(home == number, -torch.inf, 0.0).to(wide)  # 0: in another tile
             z.index_put_((node, column.clamp(max=len(part) - 1)), barred, accumulate=True)
             new_m = torch.maximum(m, z.amax(-1, keepdim=True))
@@ -214,8 +208,7 @@ class _OtherWords(torch.autograd.Function):
                 if hidden.is_cpu:  # elsewhere the host would wait for the device
                     left_out.mul_(shrink)
                     z, part = _columns_that_count(z, sums, part, slack * total, left_out)
-                    if rows % 8 and not turned:  # few sizes: oneDNN keeps each one's product
-                        z = F.pad(z, (0, 0, 0, -rows % 8))
+                    z = F.pad(z, (0, 0, 0, -rows % 8))  # few sizes: oneDNN keeps each one's product
                 mean.mul_(shrink).add_((z.to(part.dtype) @ part)[:rows])
             m = new_m
         if need_grad:
