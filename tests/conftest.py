@@ -204,6 +204,7 @@ def python_process(folder, argv, endpoint="http://127.0.0.1:1", **environment):
             "HF_HOME": str(folder / "hf"),
             "XDG_CACHE_HOME": str(folder / "cache"),
             "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",  # as above
         }
         | environment,
         cwd=folder,
