@@ -18,11 +18,14 @@ from data.trees import TreeBatch, ancestor_mask
 TILE_CELLS = {
     "cpu": 2**21,
     "cuda": 2**26,
-}  # D x T float32 scores held at a time; cache-sized on CPU, 256 MiB and enough work on a GPU
+}  # T x D float32 scores held at a time; cache-sized on CPU, 256 MiB and enough work on a GPU
 
 LOG2_E = 1 / math.log(2)
 
-SMALLEST_TILE = 512  # columns of the vocabulary; below it, calls cost more than they compute
+SMALLEST_TILE = 512  # words; below it, calls cost more than they compute
+ROWS_MULTIPLE = 16  # what the matrix units of CPUs and GPUs fill in any case
+LIGHT = 1  # a word's even shares of the slack; all words as light as that fit into it
+FOLD = 64  # words side by side: torch is slow where it reduces many short rows
 
 
 def answer_logps(model: Any, batch: TreeBatch) -> Tensor:
@@ -173,49 +176,56 @@ class _OtherWords(torch.autograd.Function):
     sum and the mean weight, sum_v q_v W_v, accumulate in float32 with a running maximum m, as in
     online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867).
 
-    On a CPU the mean goes without columns that rounding would swallow, an idea of Cut Cross-Entropy
+    On a CPU the mean goes without words that rounding would swallow, an idea of Cut Cross-Entropy
     (arXiv 2411.09009): of q they have at most half an epsilon of W's dtype, all tiles together.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, node: Tensor, targets: Tensor, head: Head) -> Tensor:
         need_grad = ctx.needs_input_grad[0]
-        weight, (rows, width), wide = head.weight, hidden.shape, hidden.dtype
-        narrow = hidden.to(weight.dtype)
-        m = torch.full((rows, 1), torch.finfo(wide).min, device=hidden.device, dtype=wide)
-        total = torch.zeros_like(m)  # sum_v exp(z_v - m)
+        weight, width, wide = head.weight, hidden.shape[1], hidden.dtype
+        # Few sizes, since oneDNN keeps a product for each: the last row is repeated.
+        rows = len(hidden) + -len(hidden) % ROWS_MULTIPLE
+        filled = torch.arange(rows, device=hidden.device).clamp(max=len(hidden) - 1)
+        narrow = hidden.to(weight.dtype)[filled]  # (D, H)
+        m = hidden.new_full((rows,), torch.finfo(wide).min)  # in bits, as are all exponents here
+        total = torch.zeros_like(m)  # sum_v 2^(z_v - m)
         mean = m.new_zeros(rows if need_grad else 0, width)
         left_out = torch.zeros_like(m)  # what `mean` lacks of `total`
-        slack = torch.finfo(weight.dtype).eps / 2
+        slack, light = torch.finfo(weight.dtype).eps / 2, LIGHT / len(weight)
         cells = TILE_CELLS.get(hidden.device.type, TILE_CELLS["cuda"])
         tile = max(SMALLEST_TILE, 1 << max(cells // rows, 1).bit_length() - 1)  # a power of 2
-        home, column = targets // tile, targets % tile
+        home, word = targets // tile, targets % tile
         for number, start in enumerate(range(0, weight.shape[0], tile)):
             part = weight[start : start + tile]  # (T, H)
-            bias = None if head.bias is None else head.bias[start : start + tile]
-            z, slope = _logits((narrow @ part.T).to(wide), bias, head)  # (D, T)
+            bias = None if head.bias is None else head.bias[start : start + tile, None]
+            # W h^T and not h W^T: for its products a CPU then rearranges the few rows of h, not W.
+            z, slope = _logits((part @ narrow.T).to(wide), bias, head)  # (T, D)
             barred = torch.where(home == number, -torch.inf, 0.0).to(wide)  # 0: in another tile
-            z.index_put_((node, column.clamp(max=len(part) - 1)), barred, accumulate=True)
-            new_m = torch.maximum(m, z.amax(-1, keepdim=True))
-            shrink = torch.exp(m - new_m)
-            # Now exp(z - m), and 0 at the targets; exp2 is four times as fast where exp is MKL's.
-            z.sub_(new_m).mul_(LOG2_E).exp2_()
-            sums = z.sum(-1, keepdim=True)
+            z.index_put_((word.clamp(max=len(part) - 1), node), barred, accumulate=True)
+            fold = math.gcd(len(part), FOLD)
+            flat = z.view(-1, fold * rows)
+            new_m = torch.maximum(m, flat.amax(0).view(fold, rows).amax(0) * LOG2_E)
+            shrink = torch.exp2(m - new_m)
+            # Now exp(z) / 2^m, and 0 at the targets; exp2 is four times as fast where exp is MKL's.
+            torch.add(-new_m.repeat(fold), flat, alpha=LOG2_E, out=flat).exp2_()
+            sums = flat.sum(0).view(fold, rows).sum(0)
             total = total * shrink + sums
             if need_grad:
                 if slope is not None:
-                    sums = z.mul_(slope).sum(-1, keepdim=True)
+                    sums = z.mul_(slope).sum(0)
                 if hidden.is_cpu:  # elsewhere the host would wait for the device
                     left_out.mul_(shrink)
-                    z, part = _columns_that_count(z, sums, part, slack * total, left_out)
-                    z = F.pad(z, (0, 0, 0, -rows % 8))  # few sizes: oneDNN keeps each one's product
-                mean.mul_(shrink).add_((z.to(part.dtype) @ part)[:rows])
+                    z, part = _words_that_count(z, sums, part, slack * total, left_out, light)
+                mean.mul_(shrink[:, None]).add_(z.to(part.dtype).T @ part)
             m = new_m
         if need_grad:
             least = torch.finfo(wide).tiny  # a total of 0: every word is a target
-            gradient = head.scale * mean / total.clamp(min=least)  # eq. (19) of docs/math.md
-            ctx.save_for_backward(gradient)
-        return (m + total.log()).squeeze(1)  # eq. (12) of docs/math.md
+            gradient = (
+                head.scale * mean / total.clamp(min=least)[:, None]
+            )  # eq. (19) of docs/math.md
+            ctx.save_for_backward(gradient[: len(hidden)])
+        return (m + total.log2())[: len(hidden)] / LOG2_E  # eq. (12) of docs/math.md
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -223,25 +233,25 @@ class _OtherWords(torch.autograd.Function):
         return grad[:, None] * gradient, None, None, None
 
 
-def _columns_that_count(
-    z: Tensor, sums: Tensor, part: Tensor, slack: Tensor, left_out: Tensor
+def _words_that_count(
+    z: Tensor, sums: Tensor, part: Tensor, slack: Tensor, left_out: Tensor, light: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the columns of z (D, T) and the rows of part (T, H) that the product z @ part needs.
+    """Return the rows of z (T, D) and of part (T, H) that the product z^T @ part needs.
 
-    The sum of the others is added to `left_out` (D, 1), which stays within `slack` (D, 1). Where it
-    could not, or where more than half are needed, all are returned. `sums` (D, 1) are z's own. A
-    column matters by itself if it holds a thousandth of some row's slack.
+    The sum of the others is added to `left_out` (D,), which stays within `slack` (D,). Where it
+    could not, or where more than half are needed, all are returned. `sums` (D,) are z's own. A word
+    matters by itself if it holds more than `light` of the rows' slacks, on average.
     """
-    heavy = (z.amax(0) > slack.min() / 2**10).nonzero().squeeze(1)
-    # Few sizes, since oneDNN keeps a product for each: powers of 2, then sixteenths of the tile.
+    heavy = (z @ (1 / slack) > light * len(slack)).nonzero().squeeze(1)
+    # Few sizes again: powers of 2, then sixteenths of the tile.
     step = min(-(-len(part) // 16), max(128, 1 << len(heavy).bit_length()))
     needed = -(-len(heavy) // step) * step
     if needed <= len(part) // 2:
-        columns = F.pad(heavy, (0, needed - len(heavy)))  # with column 0 ...
-        few = z.index_select(1, columns)
-        few[:, len(heavy) :] = 0  # ... which counts nothing there
-        others = sums - few.sum(-1, keepdim=True)
+        words = F.pad(heavy, (0, needed - len(heavy)))  # with word 0 ...
+        few = z.index_select(0, words)
+        few[len(heavy) :] = 0  # ... which counts nothing there
+        others = sums - few.sum(0)
         if (left_out + others <= slack).all():
             left_out += others
-            return few, part.index_select(0, columns)
+            return few, part.index_select(0, words)
     return z, part

@@ -14,6 +14,10 @@ from lora.layer import ModelError
 
 Compile = Literal["auto", "on", "off"]
 
+OPTIONS = {
+    "fallback_random": True,  # dropout decides as in the layers as they are
+    "cpp.use_decompose_tanh": True,  # by exp, in a third of the time; off by some 1e-7
+}
 # Gemma 3 270M on 2 cores: 20 s of compiling, .03 s less a step of 8 pairs; benchmarks/RESULTS.md
 PAYS_FROM_STEPS = 1000
 
@@ -40,7 +44,7 @@ def layers_compiled(model: Any, asked: Compile, steps: int) -> Iterator[bool]:
     if on:
         gc.freeze()  # else compiling brings on full collections in the steps, .3 s each
         for layer in layers:
-            layer.compile(dynamic=True, options={"fallback_random": True})
+            layer.compile(dynamic=True, options=OPTIONS)
     # Where nobody asked for it, a compiler that fails leaves the layers as they are.
     patch = torch._dynamo.config.patch(suppress_errors=asked == "auto") if on else nullcontext()
     try:

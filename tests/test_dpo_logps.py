@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.trees import TreeBatch, build_trie, collate, question_tries
 from dpo import answer_logps, edge_logps
-from dpo.logps import TILE_CELLS, Head, _columns_that_count, token_logps
+from dpo.logps import TILE_CELLS, Head, _words_that_count, token_logps
 from lora import add_lora
 from lora.adapter import adapter_parameters
 
@@ -339,41 +339,41 @@ def test_a_confident_token_and_its_siblings_do_not_cancel(dtype, tolerance):
     assert hidden.grad.item() == pytest.approx(2 * p_rest, rel=tolerance)
 
 
-def test_columns_are_left_out_as_long_as_their_sum_stays_within_the_slack():
-    """Two rows of 256 columns, one of 1 and 255 of 2^-20 in each: 2 columns count, 254 do not.
+def test_words_are_left_out_as_long_as_their_sum_stays_within_the_slack():
+    """Two rows of 256 words, one of 1 and 255 of 2^-20 in each: 2 words count, 254 do not.
 
-    They come with columns of zeros, which make a sixteenth in all.
+    They come with words of zeros, which make a sixteenth in all. Light is 2^-10 of the slack.
     """
     part = torch.arange(256.0)[:, None]
-    z = torch.full((2, 256), 2.0**-20)
-    z[0, 3] = z[1, 7] = 1
-    total, others = z.sum(-1, keepdim=True), 254 * 2.0**-20
+    z = torch.full((256, 2), 2.0**-20)
+    z[3, 0] = z[7, 1] = 1
+    total, others = z.sum(0), 254 * 2.0**-20
 
-    def columns(slack, before=(0.0, 0.0), z=z):
-        left_out = torch.tensor(before)[:, None]
-        sums = z.sum(-1, keepdim=True)
-        few, rows = _columns_that_count(z, sums, part, slack * total, left_out)
-        counted = few.any(0)
+    def words(slack, before=(0.0, 0.0), z=z):
+        left_out = torch.tensor(before)
+        few, rows = _words_that_count(z, z.sum(0), part, slack * total, left_out, 2.0**-10)
+        counted = few.any(1)
         kept = rows[counted].flatten()
-        torch.testing.assert_close(few[:, counted], z[:, kept.long()])
+        torch.testing.assert_close(few[counted], z[kept.long()])
         assert len(rows) in (16, 256)
-        return kept.tolist(), left_out.flatten().tolist()
+        return kept.tolist(), left_out.tolist()
 
     everything = [float(v) for v in range(256)]
-    assert columns(2.0**-8) == ([3, 7], [others, others])
-    assert columns(2.0**-8, (2.0**-10, 0.0)) == ([3, 7], [2.0**-10 + others, others])
-    assert columns(2.0**-8, (0.0, 2.0**-8)) == (everything, [0.0, 2.0**-8])  # earlier tiles had it
-    assert columns(2.0**-10) == ([3, 7], [others, others])  # 2^-20 is not above 2^-10 / 2^10
-    assert columns(2.0**-11) == (everything, [0.0, 0.0])
-    assert columns(2.0**-8, z=torch.ones(2, 256)) == (everything, [0.0, 0.0])
+    assert words(2.0**-8) == ([3, 7], [others, others])
+    assert words(2.0**-8, (2.0**-10, 0.0)) == ([3, 7], [2.0**-10 + others, others])
+    assert words(2.0**-8, (0.0, 2.0**-8)) == (everything, [0.0, 2.0**-8])  # earlier tiles had it
+    assert words(2.0**-10) == ([3, 7], [others, others])  # 2^-20 is not above 2^-10 of it
+    assert words(2.0**-11) == (everything, [0.0, 0.0])
+    assert words(2.0**-8, z=torch.ones(256, 2)) == (everything, [0.0, 0.0])
 
 
-def test_many_columns_that_count_together_are_not_left_out():
+def test_many_words_that_count_together_are_not_left_out(monkeypatch):
     """W = 5 for the target, 0 once, w = -12.625 n = 4,094 times; h = 1. Each e^w is below 2^-18.
 
-    Together they are n e^w = .0135, more than 2^-8. With them the rest's mean weight is
+    That is light here, 2^-10 of the slack. Together they are n e^w = .0135, more than 2^-8. With them the rest's mean weight is
     w n e^w / (1 + n e^w) = -.168, and d log p_y/dh = (1 - p_y) (5 + .168).
     """
+    monkeypatch.setattr("dpo.logps.LIGHT", 4096 * 2.0**-10)
     n, w = 4094, -12.625
     weight = torch.tensor([5.0, 0.0] + [w] * n).bfloat16()[:, None]
     hidden = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
@@ -386,16 +386,17 @@ def test_many_columns_that_count_together_are_not_left_out():
 def test_what_was_left_out_shrinks_with_the_total_as_the_maximum_grows(monkeypatch):
     """Tiles of 512 whose maxima are 0, 10, 20; 511 e^-12.5 is .0019, half of 2^-8, in each."""
     monkeypatch.setitem(TILE_CELLS, "cpu", 1)
+    monkeypatch.setattr("dpo.logps.LIGHT", 1536 * 2.0**-10)  # e^-12.5 is .00095 of 2^-8
     weight = torch.tensor([peak - 12.5 for peak in (0.0, 10.0, 20.0) for _ in range(512)])
     weight[[100, 600, 1100]] = torch.tensor([0.0, 10.0, 20.0])
     kept = []
 
     def counted(*args):
-        found = _columns_that_count(*args)
+        found = _words_that_count(*args)
         kept.append(len(found[1]))
         return found
 
-    monkeypatch.setattr("dpo.logps._columns_that_count", counted)
+    monkeypatch.setattr("dpo.logps._words_that_count", counted)
     hidden = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
     token_logps(hidden, torch.tensor([3]), Head(weight.bfloat16()[:, None], None))
     assert kept == [32, 32, 32]
@@ -415,13 +416,13 @@ def test_the_gradient_lacks_no_more_than_half_an_epsilon_of_the_largest_weight(
     kept = []
 
     def gradient(choose):
-        monkeypatch.setattr("dpo.logps._columns_that_count", choose)
+        monkeypatch.setattr("dpo.logps._words_that_count", choose)
         probe = hidden.clone().requires_grad_()
         token_logps(probe, targets, h).sum().backward()
         return probe.grad.float()
 
     def counted(*args):
-        found = _columns_that_count(*args)
+        found = _words_that_count(*args)
         kept.append(len(found[1]))
         return found
 
