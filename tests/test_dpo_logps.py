@@ -370,8 +370,9 @@ def test_words_are_left_out_as_long_as_their_sum_stays_within_the_slack():
 def test_many_words_that_count_together_are_not_left_out(monkeypatch):
     """W = 5 for the target, 0 once, w = -12.625 n = 4,094 times; h = 1. Each e^w is below 2^-18.
 
-    That is light here, 2^-10 of the slack. Together they are n e^w = .0135, more than 2^-8. With them the rest's mean weight is
-    w n e^w / (1 + n e^w) = -.168, and d log p_y/dh = (1 - p_y) (5 + .168).
+    That is light here, 2^-10 of the slack. Together they are n e^w = .0135, more than 2^-8. With
+    them the rest's mean weight is w n e^w / (1 + n e^w) = -.168, and d log p_y/dh =
+    (1 - p_y) (5 + .168).
     """
     monkeypatch.setattr("dpo.logps.LIGHT", 4096 * 2.0**-10)
     n, w = 4094, -12.625
@@ -483,7 +484,7 @@ def test_neither_what_is_held_nor_what_is_kept_grows_with_the_vocabulary(monkeyp
             token_logps(hidden, torch.arange(16), h).sum().backward()
         held.append(largest.numbers)
         kept.append(sum(saved))
-    assert held == [2**14, 2**14]  # 16 rows of a tile of 1,024 columns
+    assert held == [2**14, 2**14]  # 16 rows of a tile of 1,024 words
     assert kept[0] == kept[1] < 3 * 16 * 8  # the gradient, the targets' rows of W, a few numbers
 
 
