@@ -83,14 +83,14 @@ def products(model, batches):
     tiles = head.split(8192)
     seconds, flops = Counter(), Counter()
 
-    def timed(part, rows, operands):
+    def timed(part, operands):
         started = time.perf_counter()
         for a, b in operands:
             a @ b
         if head.is_cuda:
             torch.cuda.synchronize()
         seconds[part] += time.perf_counter() - started
-        flops[part] += sum(2 * rows * b.numel() for _, b in operands)
+        flops[part] += sum(2 * len(a) * b.numel() for a, b in operands)
 
     with torch.no_grad():
         for tokens, nodes, training in batches:
@@ -98,12 +98,12 @@ def products(model, batches):
             sizes = {size for w in weights for size in w.shape}
             x = {n: torch.randn(tokens, n, dtype=head.dtype, device=head.device) for n in sizes}
             h = torch.randn(nodes, head.shape[1], dtype=head.dtype, device=head.device)
-            timed(f"{name}, body forward", tokens, [(x[w.shape[1]], w.T) for w in weights])
-            timed(f"{name}, head forward", nodes, [(h, tile.T) for tile in tiles])
+            timed(f"{name}, body forward", [(x[w.shape[1]], w.T) for w in weights])
+            timed(f"{name}, head forward", [(tile, h.T) for tile in tiles])
             if training:
                 z = torch.randn(nodes, 8192, dtype=head.dtype, device=head.device)
-                timed("training, body backward", tokens, [(x[w.shape[0]], w) for w in weights])
-                timed("training, head gradient", nodes, [(z[:, : len(t)], t) for t in tiles])
+                timed("training, body backward", [(x[w.shape[0]], w) for w in weights])
+                timed("training, head gradient", [(z[:, : len(t)], t) for t in tiles])
     return seconds, flops
 
 
