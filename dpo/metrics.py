@@ -24,18 +24,22 @@ def step_metrics(columns: Tensor) -> dict[str, float]:
 
     `loss` is what was minimised: weighted as it was. `rewards/accuracies` is the share of pairs
     whose chosen reward is the higher one; a tie, as every pair is before the first step, counts
-    half. Of the step's questions, `rewards/all_beaten` is the share whose chosen answer beats every
-    rejected one, and `rewards/worst_margin` the mean margin to the strongest of them.
+    half, and what float32 rounds off the two log-probs makes no winner. Of the step's questions,
+    `rewards/all_beaten` is the share whose chosen answer beats every rejected one, and
+    `rewards/worst_margin` the mean margin to the strongest of them.
     """
     loss, chosen_rewards, rejected_rewards, chosen, rejected, weights, questions = columns.cpu()
     margins = chosen_rewards - rejected_rewards
-    worst = torch.stack([margins[questions == q].min() for q in questions.unique()])
+    rounding = torch.finfo(torch.float32).eps * (chosen.abs() + rejected.abs())
+    won = (torch.where(margins.abs() <= rounding, 0, margins.sign()) + 1) / 2
+    by_question = [questions == q for q in questions.unique()]
+    worst = torch.stack([margins[one].min() for one in by_question])
     logged = {
         "rewards/chosen": chosen_rewards,
         "rewards/rejected": rejected_rewards,
-        "rewards/accuracies": (margins.sign() + 1) / 2,
+        "rewards/accuracies": won,
         "rewards/margins": margins,
-        "rewards/all_beaten": (worst.sign() + 1) / 2,
+        "rewards/all_beaten": torch.stack([won[one].min() for one in by_question]),
         "rewards/worst_margin": worst,
         "logps/chosen": chosen,
         "logps/rejected": rejected,

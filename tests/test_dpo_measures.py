@@ -131,6 +131,17 @@ def test_step_metrics_average_all_pairs_and_a_tie_is_half():
     assert metrics == pytest.approx(expected)
 
 
+def test_what_float32_rounds_off_the_log_probs_is_no_victory():
+    """Log-probs of -100 are 2^-17 apart at the least; of two, 200 eps = 2.4e-5 may be rounding."""
+    margins = torch.tensor([1e-5, -1e-5, 1e-4, -1e-4])
+    zero, logps = torch.zeros(4), torch.full((4,), -100.0)
+    columns = pair_columns(DPOLoss(zero, margins, zero), logps, logps, zero + 0.25, torch.arange(4))
+    metrics = step_metrics(columns)
+    assert metrics["rewards/accuracies"] == metrics["rewards/all_beaten"] == 0.5
+    for pair, won in enumerate((0.5, 0.5, 1, 0)):
+        assert step_metrics(columns[:, pair : pair + 1])["rewards/accuracies"] == won
+
+
 def test_the_logged_loss_is_the_weighted_one_that_was_minimised():
     result = DPOLoss(torch.tensor([1.0, 3.0]), torch.zeros(2), torch.zeros(2))
     columns = pair_columns(
