@@ -221,9 +221,8 @@ class _OtherWords(torch.autograd.Function):
             m = new_m
         if need_grad:
             least = torch.finfo(wide).tiny  # a total of 0: every word is a target
-            gradient = (
-                head.scale * mean / total.clamp(min=least)[:, None]
-            )  # eq. (19) of docs/math.md
+            whole = total.clamp(min=least)[:, None]
+            gradient = head.scale * mean / whole  # eq. (19) of docs/math.md
             ctx.save_for_backward(gradient[: len(hidden)])
         return (m + total.log2())[: len(hidden)] / LOG2_E  # eq. (12) of docs/math.md
 
