@@ -72,7 +72,10 @@ def test_wandb_offline(run, monkeypatch, tmp_path):
 
 def history(folder):
     """What wandb keeps of a run on disk: (step, loss)."""
+    import wandb
     from wandb.proto import wandb_internal_pb2
+
+    wandb.teardown()  # its writer, a process of its own, may still be at it when a run has ended
 
     (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     found = []
