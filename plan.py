@@ -212,7 +212,8 @@ def activations(
         scored = next(dpo.scoring_batches({}, asked, most[1], shared))[1].to("meta")
         try:
             lora.train_adapters(model)
-            with lora.layers_checkpointed(model, config.checkpointing == "on"):
+            again = lora.layers_checkpointed(model, config.checkpointing == "on")
+            with again, lora.norms_by_hand(model):
                 step = traced_peak(model, partial(backward, batch.trees))
             model.eval()
             with torch.no_grad():

@@ -31,7 +31,7 @@ ROW_TOKENS = (
 )
 
 MULTIPLE = (
-    8  # of which rows are long: every other shape costs a CPU's matrix library time and memory
+    16  # of which rows are long: every other shape costs a CPU's matrix library time and memory
 )
 
 

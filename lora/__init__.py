@@ -39,6 +39,7 @@ from lora.merging import (
     save_merged,
     stored_dtype,
 )
+from lora.norms import norms_by_hand
 from lora.peft_format import load_adapter, save_adapter
 from lora.sharding import Shard, load_sharded, take_part
 from lora.targets import as_targets
@@ -80,6 +81,7 @@ __all__ = [
     "merge_lora",
     "merge_rounding",
     "merged_weight",
+    "norms_by_hand",
     "remove_lora",
     "restore_adapter",
     "save_adapter",

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lora.compiling import Compile, decoder_layers, layers_compiled
 from lora.layer import ModelError
+from lora.norms import norms_by_hand
 
 Checkpointing = Literal["auto", "on", "off"]
 
@@ -23,6 +24,8 @@ def layers_as_asked(
 ) -> Iterator[None]:
     """Within the block the decoder layers are compiled, or computed again backward, as asked.
 
+    Where they are not compiled, which fuses them by itself, their RMS norms are computed by hand.
+
     Raises:
         ModelError: both are asked for; or as `layers_compiled`.
     """
@@ -31,7 +34,8 @@ def layers_as_asked(
         raise ModelError("--compile on and --checkpointing on do not go together; choose one")
     with (
         layers_checkpointed(model, again),
-        layers_compiled(model, "off" if again else compiled, steps),
+        layers_compiled(model, "off" if again else compiled, steps) as on,
+        norms_by_hand(model, not on),
     ):
         yield
 

@@ -51,9 +51,9 @@ def test_the_mask_of_the_example_by_hand():
         [1, 1, 0, 0, 1],  # c sees the prompt, not its siblings a and b
     ]
     mask = ancestor_mask(batch.positions, batch.ends)[0].int()
-    assert mask.shape == (8, 8)  # rows are a multiple of 8 long
+    assert mask.shape == (16, 16)  # rows are a multiple of 16 long
     assert mask[:5, :5].tolist() == expected
-    assert mask[5:, 5:].tolist() == torch.eye(3).int().tolist() and not mask[:5, 5:].any()
+    assert mask[5:, 5:].tolist() == torch.eye(11).int().tolist() and not mask[:5, 5:].any()
 
 
 def test_a_sliding_window_counts_positions_not_columns():
@@ -118,7 +118,7 @@ def test_in_a_batch_every_edge_reads_its_own_text_and_nothing_else(questions, sh
 def test_short_tries_share_rows_and_rows_are_filled_evenly():
     tries = [build_trie(tuple(range(1, 101)), [(1, 2)]) for _ in range(4)]  # 101 tokens each
     assert collate(tries).tokens.shape == (2, 208)  # two rows of about 256 at most, 202 long
-    assert collate(tries[:3]).tokens.shape == (3, 104)  # and never 256 + 47 padded to 512
+    assert collate(tries[:3]).tokens.shape == (3, 112)  # and never 256 + 47 padded to 512
     assert collate(tries[:2]).tokens.shape == (1, 208)
     assert collate(tries, shared=False).tokens.shape == (4, 101)
 
