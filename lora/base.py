@@ -3,6 +3,7 @@
 Weights are read from safetensors only, and code that comes with a model never runs.
 """
 
+import gc
 import hashlib
 import json
 import tempfile
@@ -197,6 +198,8 @@ def load_tokenizer(
     from transformers import AutoConfig, AutoTokenizer
 
     folder = folder_of(name, revision, token)
+    collecting = gc.isenabled()
+    gc.disable()  # half a million merges hold no garbage, and looking for it takes over a second
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -204,6 +207,9 @@ def load_tokenizer(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"--model {name} has no tokenizer that can be read: {reason}") from error
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def fingerprint(about: str, tensors: Iterable[tuple[Any, Any]]) -> str:

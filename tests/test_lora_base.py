@@ -1,5 +1,6 @@
 """The base model: the built-in one for real, devices, dtypes, and the choice of a default."""
 
+import gc
 import os
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import small_model, small_tokenizer
 from data import EncodedQuestion, encode, load_preferences, of_all_lengths
 from dpo import check_sharing
 from lora import ModelError, choose_device, choose_dtype, choose_model, load_base
-from lora.base import builtin_folder, choose_attention
+from lora.base import builtin_folder, choose_attention, load_tokenizer
 from lora.files import written_whole
 
 
@@ -120,6 +121,21 @@ def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ModelError, match="--device warp"):
         choose_device("warp")
     assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_no_garbage_is_looked_for_in_a_tokenizer():
+    whole = []
+    count = lambda phase, info: whole.append(phase) if info["generation"] == 2 else None  # noqa: E731
+    gc.callbacks.append(count)
+    try:
+        tokenizer, _ = load_tokenizer("builtin")
+    finally:
+        gc.callbacks.remove(count)
+    assert len(tokenizer) > 200_000 and not whole
+    assert gc.isenabled()
+    with pytest.raises(ModelError):
+        load_tokenizer("/nowhere")
+    assert gc.isenabled()
 
 
 def test_a_tokenizer_of_the_tests_is_like_the_real_one(gemma):
