@@ -2,8 +2,8 @@
 
     y = g * n,  n = rho x,  rho = 1 / sqrt(mean(x^2) + eps)      over the last dimension; g: (H,)
 
-Zhang and Sennrich 2019, arXiv 1910.07467. Autograd takes it apart into some twenty small operations
-on float32 copies of x, which in a small step on a CPU take longer than a matrix product.
+Zhang and Sennrich 2019, arXiv 1910.07467. Autograd takes a norm apart into some twenty operations on
+float32 copies of x, and keeps two of them; Gemma 3 270M has 109 norms in a step.
 """
 
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def gradient(dy: Tensor, n: Tensor, rho: Tensor, g: Tensor) -> Tensor:
     """
     dn = dy * g.float()  # (..., H) float32
     along = (dn * n).mean(-1, keepdim=True)  # (..., 1)
-    return dn.addcmul_(n, along, value=-1).mul_(rho)
+    return dn.addcmul_(n, along, value=-1).mul_(rho)  # eq. (20) of docs/math.md
 
 
 @contextmanager
