@@ -6,7 +6,7 @@ Zhang and Sennrich 2019, arXiv 1910.07467. Autograd takes a norm apart into some
 float32 copies of x, and keeps two of them; Gemma 3 270M has 109 norms in a step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -65,10 +65,11 @@ def norms_by_hand(model: nn.Module, on: bool = True) -> Iterator[int]:
     How a module multiplies is found by trial: one whose values are not bit for bit those of a form
     above is left as it is, and so are those whose weights are split among processes.
     """
+    norms: Iterable[Any] = (m for m in model.modules() if on and "RMSNorm" in type(m).__name__)
     taken = []
-    for norm in model.modules() if on else ():
-        if "RMSNorm" in type(norm).__name__ and (gain := gain_of(norm)):
-            norm.forward = partial(_by_hand, gain=gain)  # goes before its class's
+    for norm in norms:
+        if "forward" not in vars(norm) and (gain := gain_of(norm)):
+            norm.forward = partial(_by_hand, gain=gain)  # an instance's goes before its class's
             taken.append(norm)
     try:
         yield len(taken)
