@@ -8,6 +8,8 @@ import transformers
 from conftest import QUESTIONS_CSV, ROOT, python_process, small_model
 
 import data
+import dpo
+import lora
 import plan
 from config import Config
 from data import EncodedQuestion, Steps
@@ -52,6 +54,35 @@ def test_what_backward_needs_is_counted_by_hand():
             kept + 120 + 120 + 72 + 240 + 240  # two gradients of relu's side at most, ones expanded
         )
     )
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3", "qwen3"])
+def test_alike_layers_are_counted_from_two_and_three_of_them(architecture, again, monkeypatch):
+    model = small_model(architecture)  # four layers
+    lora.add_lora(model, rank=2, alpha=4)
+    lora.train_adapters(model.to("meta"))
+    trees = data.collate([data.build_trie((1, 5, 6), [(7, 8, 2), (7, 9, 2)])]).to("meta")
+    traced, layers = [], list(lora.decoder_layers(model))
+    monkeypatch.setattr(
+        plan,
+        "traced_peak",
+        lambda *args: traced.append(len(lora.decoder_layers(model))) or traced_peak(*args),
+    )
+
+    def backward():
+        dpo.answer_logps(model, trees).sum().backward()
+
+    with lora.layers_checkpointed(model, again), lora.norms_by_hand(model):
+        assert plan.peak_by_layers(model, backward) == traced_peak(model, backward) > 0
+    with torch.no_grad():
+        score = lambda: dpo.answer_logps(model, trees)  # noqa: E731
+        assert plan.peak_by_layers(model, score) == traced_peak(model, score) > 0
+    assert traced == [2, 3, 2, 3]
+    assert list(lora.decoder_layers(model)) == layers
+    del layers[3].mlp.up_proj  # now one has other weights
+    plan.peak_by_layers(model, lambda: None)
+    assert traced[4:] == [4]
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
@@ -289,4 +320,4 @@ def test_a_model_that_tries_do_not_suit_is_planned_as_plain_rows(monkeypatch, to
     monkeypatch.setattr(plan, "heaviest", lambda *_: [(0, 0)])
     budgets = {"train": 9, "score": 9, "plain": 9}
     found = plan.activations(small_model("llama").to("meta"), Config(), train, None, budgets)
-    assert calls == [True, False, False] and found[0] > 0
+    assert calls == [True, *[False] * 4] and found[0] > 0  # two depths, forward and backward
