@@ -2,8 +2,8 @@
 
     y = g * n,  n = rho x,  rho = 1 / sqrt(mean(x^2) + eps)      over the last dimension; g: (H,)
 
-Zhang and Sennrich 2019, arXiv 1910.07467. Autograd takes a norm apart into some twenty operations on
-float32 copies of x, and keeps two of them; Gemma 3 270M has 109 norms in a step.
+Zhang and Sennrich 2019, arXiv 1910.07467. Autograd takes a norm apart into some twenty operations
+on float32 copies of x, and keeps two of them; Gemma 3 270M has 109 norms in a step.
 """
 
 from collections.abc import Iterable, Iterator
