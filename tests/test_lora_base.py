@@ -125,7 +125,11 @@ def test_a_device_that_is_not_there_is_named():
 
 def test_no_garbage_is_looked_for_in_a_tokenizer():
     whole = []
-    count = lambda phase, info: whole.append(phase) if info["generation"] == 2 else None  # noqa: E731
+
+    def count(phase, info):
+        if info["generation"] == 2:
+            whole.append(phase)
+
     gc.callbacks.append(count)
     try:
         tokenizer, _ = load_tokenizer("builtin")
