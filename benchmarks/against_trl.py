@@ -256,22 +256,25 @@ def main():
         task = {"csv": str(csv), "held_out": held_out, "model": args.model}
         peer = task | {"rows": rows_of(csv, held_out)}
         best = sweep(peer, args.sweep_steps, args.finalists)
+        compiled = {"epochs": 4, "settings": {"compile": "on"}}
+        singly = {"settings": {"shuffle": "pairs"}}
         results = {}
         for repetition in range(args.repetitions):
-            mine = task | {"cache": f"{scratch}/cache-{repetition}"}
-            compiled = {"epochs": 4, "settings": {"compile": "on"}}
-            turns = [
-                ("ours", "ours", mine),
-                ("ours, reference cached", "ours", mine),  # by the run before
-                ("ours, compiled, second epoch on", "ours", mine | compiled),
-                ("ours, pairs shuffled singly", "ours", mine | {"settings": {"shuffle": "pairs"}}),
+            turns = []
+            for place, settings in enumerate(best):  # ours are short, and run before each of them
+                cache = {"cache": f"{scratch}/cache-{repetition}-{place}"}
+                turns += [
+                    ("ours", "ours", task | cache),
+                    ("ours, reference cached", "ours", task | cache),  # by the run before
+                    (PEER + short(settings), "trl", peer | {"settings": settings}),
+                    ("ours, compiled, second epoch on", "ours", task | cache | compiled),
+                ]
+            turns += [
+                ("ours, pairs shuffled singly", "ours", task | cache | singly),
                 ("TRL + PEFT, defaults", "trl", peer | {"settings": DEFAULTS}),
             ]
-            for place, settings in enumerate(best):  # between ours
-                name = PEER + short(settings)
-                turns.insert(2 * place + 1, (name, "trl", peer | {"settings": settings}))
             for name, who, what in turns:
-                result = contest(who, what)
+                result = contest(who, what) | {"repetition": repetition}
                 results.setdefault(name, []).append(result)
                 print(name, {k: v for k, v in result.items() if k != "losses"}, flush=True)
     report(results, args.save)
@@ -299,7 +302,8 @@ def report(results, save):
     for name, mine in results.items():
         cached = name.startswith("ours, ")
         rates = [training(m) if cached else whole(m) for m in mine]
-        ratios = [rate / whole(peer) for rate, peer in zip(rates, peers, strict=True)]
+        rivals = [peers[m["repetition"]] for m in mine]
+        ratios = [rate / whole(rival) for rate, rival in zip(rates, rivals, strict=True)]
         memory = [m["peak_on_device"] or m["peak"] for m in mine]
         print(
             f"| {name} | {spread(rates)} | {spread(ratios)} | "
