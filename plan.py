@@ -11,8 +11,8 @@ import resource
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ import dpo
 import inputs
 import lora
 from config import Config, UsageError
-from dpo.logps import TILE_CELLS
+from dpo.logps import TILE_CELLS, words_in_a_tile
 
 LIBRARIES = 45 * 2**20  # on a CPU: what first products, pictures and samples load and compile
 # oneDNN compiles bf16 products for each shape it meets, and keeps them: bytes a step, and at most
@@ -160,6 +160,23 @@ def peak_by_layers(model: Any, work: Callable[[], Any]) -> int:
     return two + (len(layers) - 2) * (three - two)
 
 
+@contextmanager
+def two_tiles(model: Any, trees: data.TreeBatch) -> Iterator[None]:
+    """Within the block the head has the words of two tiles, since all further ones are alike.
+
+    Thousands of tokens have hundreds of tiles, which take a second to trace. Plain rows have none.
+    """
+    head = model.get_output_embeddings()
+    whole = head.weight
+    words = 2 * words_in_a_tile(len(trees.nodes), "meta")
+    if trees.shared:
+        head.weight = torch.nn.Parameter(whole[:words], requires_grad=False)
+    try:
+        yield
+    finally:
+        head.weight = whole
+
+
 def make(
     config: Config,
     folder: Path,
@@ -241,7 +258,7 @@ def activations(
             with again, lora.norms_by_hand(model):
                 step = peak_by_layers(model, partial(backward, batch.trees))
             model.eval()
-            with torch.no_grad():
+            with torch.no_grad(), two_tiles(model, scored):
                 scoring = peak_by_layers(model, partial(dpo.answer_logps, model, scored))
                 return batch.fed, step, scoring
         except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):

@@ -193,8 +193,7 @@ class _OtherWords(torch.autograd.Function):
         mean = m.new_zeros(rows if need_grad else 0, width)
         left_out = torch.zeros_like(m)  # what `mean` lacks of `total`
         slack, light = torch.finfo(weight.dtype).eps / 2, LIGHT / len(weight)
-        cells = TILE_CELLS.get(hidden.device.type, TILE_CELLS["cuda"])
-        tile = max(SMALLEST_TILE, 1 << max(cells // rows, 1).bit_length() - 1)  # a power of 2
+        tile = words_in_a_tile(rows, hidden.device.type)
         home, word = targets // tile, targets % tile
         for number, start in enumerate(range(0, weight.shape[0], tile)):
             part = weight[start : start + tile]  # (T, H)
@@ -230,6 +229,12 @@ class _OtherWords(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return grad[:, None] * gradient, None, None, None
+
+
+def words_in_a_tile(rows: int, device: str) -> int:
+    """Return T, a power of 2, such that T x D scores fill a tile of `device`."""
+    cells = TILE_CELLS.get(device, TILE_CELLS["cuda"])
+    return max(SMALLEST_TILE, 1 << max(cells // rows, 1).bit_length() - 1)
 
 
 def _words_that_count(

@@ -86,6 +86,29 @@ def test_alike_layers_are_counted_from_two_and_three_of_them(architecture, again
     assert traced[4:] == [4]
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("cells", [256, 2**14, 2**21])
+def test_scoring_takes_the_memory_of_two_tiles_of_the_vocabulary(tied, cells, monkeypatch):
+    monkeypatch.setattr(dpo.logps, "SMALLEST_TILE", 16)
+    monkeypatch.setitem(dpo.logps.TILE_CELLS, "meta", cells)  # 16 to 262,144 words a tile
+    model = small_model("gemma2", vocab_size=5_000, tie_word_embeddings=tied).to("meta")
+    trees = data.collate([data.build_trie((1, 5, 6), [(7, 8, 2), (7, 4_999, 2)])]).to("meta")
+    head = model.get_output_embeddings()
+    whole = head.weight
+
+    @torch.no_grad()
+    def scoring():
+        return traced_peak(model, partial(dpo.answer_logps, model, trees))
+
+    expected = scoring()
+    with plan.two_tiles(model, trees):
+        assert len(head.weight) == min(5_000, 2 * dpo.logps.words_in_a_tile(4, "meta"))
+        assert scoring() == expected > 0
+    assert head.weight is whole
+    with plan.two_tiles(model, trees._replace(shared=False)):
+        assert head.weight is whole  # plain rows keep all logits
+
+
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_quantised_weights_take_their_codes_and_scales(kind):
     bitsandbytes = pytest.importorskip("bitsandbytes")
