@@ -38,6 +38,7 @@ OTHERS = {
     "precompute_ref_log_probs": (False, True),
 }
 PAIRS_A_STEP = 8
+RATE = 1e-3  # the learning rate of all
 PEER = "TRL + PEFT: "  # and its settings
 
 
@@ -61,7 +62,7 @@ def ours(task):
     config = Config(
         model=task["model"], data=task["csv"], output_dir=task["folder"], merge=False,
         eval_fraction=task["held_out"], epochs=task["epochs"], dropout=0.0,
-        save_every=10**6, **task["settings"],  # no checkpoint, as with TRL below
+        lr=RATE, save_every=10**6, **task["settings"],  # no checkpoint, as with TRL below
     )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         train.run(config)
@@ -104,7 +105,7 @@ def trl(task):
     with contextlib.redirect_stdout(io.StringIO()):
         config = DPOConfig(
             output_dir=task["folder"], report_to="none", save_strategy="no", disable_tqdm=True,
-            logging_steps=1, num_train_epochs=1, max_steps=task["max_steps"], learning_rate=1e-3,
+            logging_steps=1, num_train_epochs=1, max_steps=task["max_steps"], learning_rate=RATE,
             beta=0.1, warmup_steps=0.1, use_cpu=device.type == "cpu", bf16=False, seed=0,
             **settings,
         )  # fmt: skip
