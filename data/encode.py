@@ -131,7 +131,7 @@ def encoding_file(
     return folder / f"{key_of(reading.key, digest, ids, settings)}.tokens.arrow"
 
 
-def of_all_lengths(questions: Table[EncodedQuestion], count: int = 4) -> list[EncodedQuestion]:
+def of_all_lengths(questions: Table[EncodedQuestion], count: int = 8) -> list[EncodedQuestion]:
     """Return the longest question and others of lengths spread evenly over all."""
     longest_first = np.argsort(-questions.column("length"), kind="stable")
     count = min(count, len(longest_first))
