@@ -10,6 +10,11 @@ machine: TRL's best is the one of these with the highest median over whole epoch
 epoch starts with the reference pass, or else with the training, and ends with the last optimizer
 step; loading, tokenising, evaluation and saving are outside of it, for both. TRL sets the dropout
 to 0, whatever is asked; so do we. Memory is the peak of the process, the loading included.
+
+On a GPU, where a large model takes longer to load than to train, all run in one process and share
+the base, whose weights count in everyone's memory; the time to the first step is then without them.
+    python benchmarks/one_base.py gemma-2-9b --tokenizer FOLDER
+    python benchmarks/against_trl.py --data TruthfulQA.csv --model gemma-2-9b
 """
 
 import argparse
@@ -26,6 +31,11 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from one_base import base_loaded_once
+
+import lora
 
 DEFAULTS = {  # TRL's own; 8 pairs a step
     "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
@@ -86,8 +96,6 @@ def trl(task):
     from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer
 
-    import lora
-
     class Timed(DPOTrainer):
         reference_seconds = 0.0
 
@@ -121,6 +129,7 @@ def trl(task):
         )  # fmt: skip
         started = time.monotonic()
         trainer.train()
+    trainer.model.unload()  # the base without adapters, should another contestant need it
     pairs = len(task["rows"])
     return {
         "pairs": min(pairs, task["max_steps"] * PAIRS_A_STEP) if task["max_steps"] > 0 else pairs,
@@ -131,12 +140,16 @@ def trl(task):
 
 
 def contest(who, task):
-    """Run a contestant in a process of its own; return what it measured of itself."""
+    """Run a contestant, on a CPU in a process of its own; return what it measured of itself."""
     with tempfile.TemporaryDirectory() as scratch:
         task = {"folder": f"{scratch}/run", "max_steps": -1, "epochs": 1, "settings": {}} | task
         path = Path(scratch) / "task.json"
         path.write_text(json.dumps(task), encoding="utf-8")
         started = time.monotonic()
+        if lora.choose_device().type == "cuda":
+            result = {"ours": ours, "trl": trl}[who](task)
+            peak = {"peak_on_device": torch.cuda.max_memory_allocated()}
+            return result | peak | {"first_step": result["first_step"] - started}
         done = subprocess.run(
             [sys.executable, __file__, "--contestant", who, str(path)],
             check=False, capture_output=True, text=True,
@@ -151,10 +164,7 @@ def be_contestant(who, path):
     """In the process of a contestant: do the task and print what was measured."""
     result = {"ours": ours, "trl": trl}[who](json.loads(Path(path).read_text()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    import torch
-
-    on_device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    print(json.dumps(result | {"peak": peak, "peak_on_device": on_device}))
+    print(json.dumps(result | {"peak": peak}))
 
 
 def sweep(task, steps, finalists):
@@ -249,6 +259,12 @@ def main():
     args = parser.parse_args()
     if args.contestant:
         return be_contestant(*args.contestant)
+    with base_loaded_once():
+        return compete(args)
+
+
+def compete(args):
+    """Find TRL's best settings, and run everyone in turns."""
     lines = Path(args.data).read_text(encoding="utf-8-sig").splitlines(keepends=True)
     with tempfile.TemporaryDirectory() as scratch:
         csv = Path(scratch) / "questions.csv"
@@ -279,12 +295,10 @@ def main():
                 results.setdefault(name, []).append(result)
                 print(name, {k: v for k, v in result.items() if k != "losses"}, flush=True)
     report(results, args.save)
-    return None
 
 
 def report(results, save):
     """Print the table; with `save`, write the measurements and the picture."""
-    import torch
 
     def whole(result):
         return result["pairs"] / (result["reference"] + result["train"])
@@ -305,7 +319,7 @@ def report(results, save):
         rates = [training(m) if cached else whole(m) for m in mine]
         rivals = [peers[m["repetition"]] for m in mine]
         ratios = [rate / whole(rival) for rate, rival in zip(rates, rivals, strict=True)]
-        memory = [m["peak_on_device"] or m["peak"] for m in mine]
+        memory = [m.get("peak_on_device") or m["peak"] for m in mine]
         print(
             f"| {name} | {spread(rates)} | {spread(ratios)} | "
             f"{spread([m / 2**30 for m in memory])} GiB | "

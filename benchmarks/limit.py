@@ -9,8 +9,9 @@ for each scored token the head (2 V H) and, in training, its gradient (2 V H). N
 of the body's linear layers, V H those of the head.
 
 The parts are shares of another run, under torch.profiler, which slows small operations more than
-large ones. An operation belongs to the nearest labelled part around it; one of the backward pass to
-the part of the forward operation that it is the gradient of.
+large ones; on a GPU they are shares of its kernels' time. An operation belongs to the nearest
+labelled part around it; one of the backward pass to the part of the forward operation that it is
+the gradient of.
 """
 
 import argparse
@@ -27,7 +28,9 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from one_base import base_loaded_once
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import data
@@ -108,8 +111,8 @@ def products(model, batches):
 
 
 @contextlib.contextmanager
-def labelled():
-    """Let the profiler see which part of the program an operation belongs to."""
+def labelled(profiler):
+    """Profile the reference pass and the training; let it see what part an operation belongs to."""
 
     def label(owner, name, part):
         work = getattr(owner, name)
@@ -121,14 +124,14 @@ def labelled():
 
         return mock.patch.object(owner, name, wrapped)
 
-    epoch, lap = record_function("the epoch"), train.Clock.lap
+    lap = train.Clock.lap
 
-    def lapped(clock, name):  # the reference pass and the training are what is looked at
+    def lapped(clock, name):
         lap(clock, name)
         if name == "load":
-            epoch.__enter__()
+            profiler.start()
         if name == "train":
-            epoch.__exit__(None, None, None)
+            profiler.stop()
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(train.Clock, "lap", lapped))
@@ -154,8 +157,11 @@ def attention_kinds():
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, nn.Module)]
 
 
-def parts(events):
-    """Return the seconds that each part's operations took by themselves, forward and backward."""
+def parts(events, on_gpu):
+    """Return the seconds of each part's operations by themselves, forward and backward.
+
+    On a GPU it is the time of the kernels that they started.
+    """
 
     def around(event):
         while event is not None:
@@ -174,14 +180,16 @@ def parts(events):
             forward.setdefault(event.sequence_nr, part(event))
     seconds = Counter()
     for event in events:
-        if not any(e.name == "the epoch" for e in around(event)):
-            continue
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel, which counts with the operation that started it
         engine = next((e for e in around(event) if e.name.startswith("autograd::engine")), None)
         if engine is None:
             name = part(event) or "everything else (Python, norms, activations, loss)"
         else:
             name = f"{forward.get(engine.sequence_nr) or 'norms, activations, loss'}, backward"
-        seconds[name] += event.self_cpu_time_total / 1e6
+        seconds[name] += (
+            event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        ) / 1e6
     return seconds
 
 
@@ -194,13 +202,16 @@ def main():
     parser.add_argument("--compile", choices=("on", "off"), default="off")
     args = parser.parse_args()
     lines = Path(args.data).read_text(encoding="utf-8-sig").splitlines(keepends=True)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, base_loaded_once():
         csv = Path(scratch) / "questions.csv"
         csv.write_text("".join(lines[: args.questions + 2]), encoding="utf-8")  # header, 1 held out
         once(args, csv, Path(scratch) / "warm" / "run")
         summary, model, batches = once(args, csv, Path(scratch) / "measured" / "run")
         seconds, flops = products(model, batches)
-        with labelled(), profile(activities=[ProfilerActivity.CPU]) as profiled:
+        on_gpu = model.device.type == "cuda"
+        kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
+        profiler = profile(activities=kinds)
+        with labelled(profiler):
             once(args, csv, Path(scratch) / "profiled" / "run")
     took = summary["seconds"]
     whole = took["reference"] + took["train"]
@@ -213,7 +224,9 @@ def main():
     for name, total in (("reference", took["reference"]), ("training", took["train"]), ("", whole)):
         floor = sum(value for part, value in seconds.items() if part.startswith(name))
         print(f"{name or 'whole epoch'}: {total:.2f} s, floor {floor:.2f} s, {floor / total:.0%}")
-    spent = parts(profiled.events())
+    spent = parts(profiler.events(), on_gpu)
+    if on_gpu:
+        print(f"the kernels of a profiled run take {sum(spent.values()):.2f} s")
     print("\n| part of a profiled run | share |\n| --- | --- |")
     for name, value in spent.most_common():
         print(f"| {name} | {value / sum(spent.values()):.1%} |")

@@ -8,7 +8,7 @@ with a sibling, random ids, and grows K, the prompt, the answers, the questions 
 vocabulary and the rank, each alone. Every point is a process of its own: a step to warm up, and
 the best of the next two. "As rows" is each answer a plain row of its own through the model's own
 forward, which is what this program does where tries do not fit a model. Memory is the peak of the
-process above what it held before the first step.
+process above what it held before the first step. On a GPU all points share one process and base.
 """
 
 import argparse
@@ -20,29 +20,39 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-START = {"K": 4, "prompt": 24, "answer": 16, "questions": 8, "vocabulary": 262144, "rank": 8}
+import torch
+from one_base import base_loaded_once
+from torch import nn
+
+import dpo
+import lora
+from data import EncodedQuestion, step_batches
+from train import TOKENS
+from workspace import peak_memory
+
+START = {"K": 4, "prompt": 24, "answer": 16, "questions": 8, "vocabulary": 256000, "rank": 8}
 GROW = {
     "K": (1, 2, 4, 8), "prompt": (24, 100, 400), "answer": (8, 16, 64),
-    "questions": (2, 8, 32, 128), "vocabulary": (32768, 131072, 262144), "rank": (4, 8, 64, 256),
+    "questions": (2, 8, 32, 128), "vocabulary": (32768, 131072, 256000), "rank": (4, 8, 64, 256),
 }  # fmt: skip
 
 
-def measure(point):
+def measure(name, point):
     """Make three steps at this point; return seconds of the best warm one and bytes of memory."""
-    import torch
-
-    import dpo
-    import lora
-    from data import EncodedQuestion, step_batches
-    from train import TOKENS
-    from workspace import peak_memory
-
     torch.manual_seed(0)
     device = lora.choose_device()
-    base = lora.load_base("builtin", device, lora.choose_dtype("auto", device))
-    model = base.model
-    if point["vocabulary"] < START["vocabulary"]:  # the first so many rows, tied as they were
-        model.resize_token_embeddings(point["vocabulary"])
+    model = lora.load_base(name, device, lora.choose_dtype("auto", device)).model
+    head = model.get_output_embeddings()
+    whole, head.weight = head.weight, nn.Parameter(head.weight[: point["vocabulary"]], False)
+    try:
+        return measured(model, point)
+    finally:
+        head.weight = whole
+
+
+def measured(model, point):
+    """Do it with a base that predicts so many words."""
+    device = model.device
     lora.add_lora(model, point["rank"], 2 * point["rank"], 0.05, ("q_proj", "v_proj"))
     lora.train_adapters(model)
     parameters = lora.adapter_parameters(model)
@@ -82,9 +92,18 @@ def measure(point):
     with lora.layers_as_asked(model, "off", "off", len(steps)):
         for questions in steps:
             started = time.perf_counter()
-            step(questions)
+            step(questions)  # which waits for the device
             seconds.append(time.perf_counter() - started)
     return {"seconds": min(seconds[1:]), "bytes": peak_memory(device) - before}
+
+
+def measure_alone(name, point):
+    """Measure a point, on a CPU in a process of its own, whose peak of memory is the point's."""
+    if lora.choose_device().type == "cuda":
+        return measure(name, point)
+    command = [sys.executable, __file__, "--model", name, "--point", json.dumps(point)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def draw(results, path):
@@ -119,10 +138,17 @@ def draw(results, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--save", help="write the picture to this .svg, the numbers beside it")
+    parser.add_argument("--model", default="builtin")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.point:
-        return print(json.dumps(measure(json.loads(args.point))))
+        return print(json.dumps(measure(args.model, json.loads(args.point))))
+    with base_loaded_once():
+        return grow(args)
+
+
+def grow(args):
+    """Measure all points, print the table, and save it with its picture."""
     results = []
     print(
         "| grown | size | as tries | memory | as rows | memory |" + "\n| ---" + " | ---" * 5 + " |"
@@ -132,16 +158,13 @@ def main():
             line = f"| {what} | {size:,} "
             for shared in (True, False) if what in ("K", "prompt", "answer") else (True,):
                 point = START | {what: size, "shared": shared}
-                command = [sys.executable, __file__, "--point", json.dumps(point)]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                result = json.loads(done.stdout.splitlines()[-1])
+                result = measure_alone(args.model, point)
                 results.append({"what": what, "size": size, "shared": shared, **result})
                 line += f"| {result['seconds']:.2f} s | {result['bytes'] / 2**30:.2f} GiB "
             print(line + "|", flush=True)
     if args.save:
         Path(args.save).with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
         draw(results, args.save)
-    return None
 
 
 if __name__ == "__main__":

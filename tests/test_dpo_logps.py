@@ -87,7 +87,7 @@ def adapted(architecture, attention="eager"):
 
 def scores_and_gradients(model, logps):
     """Scores (A,) and the gradient of a weighted sum of them in every A and B."""
-    weights = torch.linspace(-1, 1, len(logps))
+    weights = torch.linspace(-1, 1, len(logps), device=logps.device)
     gradients = torch.autograd.grad((logps * weights).sum(), adapter_parameters(model))
     return logps.detach(), gradients
 
@@ -131,20 +131,13 @@ def test_plain_rows_give_the_scores_and_gradients_of_separate_texts(architecture
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 @pytest.mark.parametrize("architecture", ["gemma2", "llama", "mistral"])
 def test_flex_attention_sees_what_eager_attention_sees(architecture):
-    """Soft-capping and windows included. A CPU has its forward alone, a GPU both."""
+    """Soft-capping and windows included; backward too on a GPU, tests/test_gpu.py."""
     models = [adapted(architecture, attention) for attention in ("eager", "flex_attention")]
     tries = [t for p, answers in [(PROMPT, ANSWERS), OTHER] for t in question_tries(p, answers)]
     batch = collate(tries)
     with torch.no_grad():
         expected, found = (answer_logps(model, batch) for model in models)
     assert relative_error(found, expected) < 1e-5
-    if torch.cuda.is_available():
-        on_gpu = batch.to("cuda")
-        (_, wanted), (_, gradients) = (
-            scores_and_gradients(model, answer_logps(model.to("cuda"), on_gpu)) for model in models
-        )
-        for gradient, one in zip(gradients, wanted, strict=True):
-            assert relative_error(gradient, one) < 1e-3
 
 
 def padded(batch: TreeBatch, columns, token=0) -> TreeBatch:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import small_model, small_tokenizer
 
+import lora
 from data import EncodedQuestion, encode, load_preferences, of_all_lengths
 from dpo import check_sharing
 from lora import ModelError, choose_device, choose_dtype, choose_model, load_base
@@ -115,6 +116,22 @@ def test_the_dtype_is_bfloat16_where_the_processor_computes_in_it(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c, raising=False)
         assert choose_dtype("auto", cpu) == expected
     assert choose_dtype("float16", cpu) == torch.float16
+
+
+def test_a_weight_is_hashed_in_parts_and_each_part_counts(monkeypatch):
+    weight = torch.arange(1000, dtype=torch.bfloat16)
+    whole = lora.base.fingerprint("", [("w", weight)])
+    monkeypatch.setattr(lora.base, "HASHED_AT_ONCE", 64)
+    assert lora.base.fingerprint("", [("w", weight)]) == whole
+    for place in (0, 31, 32, 500, 999):  # 32 of them are a part
+        changed = weight.clone()
+        changed[place] += 8
+        assert lora.base.fingerprint("", [("w", changed)]) != whole
+    assert (
+        lora.base.fingerprint("", [("v", weight)])
+        != whole
+        != lora.base.fingerprint("a", [("w", weight)])
+    )
 
 
 def test_a_device_that_is_not_there_is_named():
