@@ -89,7 +89,8 @@ def evaluate(args: argparse.Namespace) -> None:
     questions: list[Any] = list(prepared.held_out if some else prepared.every)
     if args.prompt == "truthfulqa":  # whose authors score an answer without its end
         questions = [without_stop(q) for q in questions]
-    check = dpo.check_sharing(base.model, data.of_all_lengths(prepared.every), prepared.largest_id)
+    few, layers = data.of_all_lengths(prepared.every), lora.decoder_layers(base.model)
+    check = dpo.check_sharing(base.model, few, prepared.largest_id, layers)
     if adapter:
         lora.load_adapter(base.model, adapter)
         base.model.eval()

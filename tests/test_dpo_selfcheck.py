@@ -7,7 +7,10 @@ from conftest import ARCHITECTURES, small_model
 from test_dpo_logps import ANSWERS, OTHER, PROMPT
 
 from data import DataError, EncodedQuestion
-from dpo import NumericError, check_sharing
+from dpo import NumericError, logps
+from dpo import check_sharing as check_whole
+from dpo.excerpt import excerpt, renumbered
+from lora import decoder_layers
 
 QUESTIONS = [
     EncodedQuestion(PROMPT, ANSWERS[0], tuple(ANSWERS[1:])),
@@ -15,16 +18,101 @@ QUESTIONS = [
 ]
 
 
+def check_sharing(model, questions, largest_id=0):
+    return check_whole(model, questions, largest_id, decoder_layers(model))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_architectures_of_the_tests_read_tries(architecture, dtype):
-    model = small_model(architecture)
+    model = in_dtype(small_model(architecture), dtype)
+    check = check_sharing(model, QUESTIONS)
+    assert check.shared, check.reason
+    assert model.dtype == dtype
+
+
+def in_dtype(model, dtype):
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
         if dtype == torch.bfloat16:
-            parameter.data *= 0.3  # a tamer model than float32 can take, nearer to trained ones
-    check = check_sharing(model, QUESTIONS)
-    assert check.shared, check.reason
+            parameter.data *= 0.5  # tamer than float32 can take, nearer to trained models
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mask_that_is_wrong_at_branches_alone_is_noticed_whatever_rounding_does(
+    dtype, monkeypatch
+):
+    """Each token also sees the column before it, which is its parent's but for siblings."""
+    model = in_dtype(small_model("gemma3", scale=0.1), dtype)
+    assert check_sharing(model, QUESTIONS).shared
+    honest = logps.ancestor_mask
+
+    def lenient(positions, ends, window):
+        before = (
+            torch.ones(positions.shape[1], positions.shape[1], dtype=torch.bool).tril(-1).triu(-1)
+        )
+        return honest(positions, ends, window) | before
+
+    monkeypatch.setattr(logps, "ancestor_mask", lenient)
+    assert not check_sharing(model, QUESTIONS).shared
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "types, count", [("sfsf", 2), ("sssf", 4), ("ffff", 1)], ids=lambda value: str(value)
+)
+def test_an_excerpt_has_a_layer_of_each_kind_and_leaves_the_model_as_it_was(types, count, tied):
+    kinds = {"s": "sliding_attention", "f": "full_attention"}
+    model = small_model(
+        "gemma2", layer_types=[kinds[t] for t in types], tie_word_embeddings=tied
+    ).to(torch.bfloat16)  # fmt: skip
+    layers = decoder_layers(model)
+    before, places = list(layers), [p.data_ptr() for p in model.parameters()]
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    rows = embeddings.weight[[1, 5, 50]].float(), head.weight[[1, 5, 50]].float()
+    with pytest.raises(KeyError), excerpt(model, layers, [1, 5, 50]):
+        assert list(layers) == before[:count]
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert torch.equal(embeddings.weight, rows[0]) and torch.equal(head.weight, rows[1])
+        assert model(input_ids=torch.tensor([[0, 2, 1]])).logits.shape == (1, 3, 3)
+        raise KeyError
+    assert list(layers) == before
+    assert [p.data_ptr() for p in model.parameters()] == places
+    assert model.dtype == torch.bfloat16
+
+
+def test_the_tokens_of_an_excerpt_are_their_places_in_it():
+    question = EncodedQuestion((7, 5), (9,), ((5, 9), (7,)))
+    assert renumbered(question, [5, 7, 9]) == EncodedQuestion((1, 0), (2,), ((0, 2), (1,)))
+
+
+@pytest.mark.parametrize("why", ["counted by the configuration", "split among processes"])
+def test_where_no_excerpt_can_be_made_the_whole_model_is_compared(why, monkeypatch):
+    model = small_model()
+    layers, seen = decoder_layers(model), []
+    honest = type(model.model).forward
+
+    def forward(*args, **inputs):
+        seen.append(len(layers))
+        layers[3]  # an IndexError where it is not there
+        return honest(model.model, *args, **inputs)
+
+    model.model.forward = forward
+    if why.startswith("split"):
+        layers[0].unshard = lambda: None
+    assert check_sharing(model, QUESTIONS).shared
+    model.config.logit_scale = 0.5
+    assert not check_sharing(model, QUESTIONS).shared
+    assert (1 in seen) == why.startswith("counted") and seen.count(4) >= 8
+
+
+def test_scores_that_are_no_numbers_in_the_models_own_dtype_stop_the_run():
+    """An excerpt in float32 has them not."""
+    model = small_model().to(torch.float16)
+    model.model.layers[3].mlp.down_proj.weight.data[:] = 60_000
+    with pytest.raises(NumericError, match="not finite in torch.float16"):
+        check_sharing(model, QUESTIONS)
 
 
 def test_an_architecture_with_its_own_positions_is_trained_on_plain_rows():

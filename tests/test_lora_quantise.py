@@ -7,7 +7,9 @@ import torch
 import transformers
 from conftest import relative_error, small_model, small_tokenizer
 
-from lora import adapters_disabled, add_lora, load_base, merge_lora, merge_rounding
+from data import EncodedQuestion
+from dpo import check_sharing, selfcheck
+from lora import adapters_disabled, add_lora, decoder_layers, load_base, merge_lora, merge_rounding
 from lora.adapter import adapter_parameters, train_adapters
 from lora.merging import save_merged
 from lora.quantise import dense_weight
@@ -69,6 +71,19 @@ def test_after_an_evaluation_pass_every_a_and_b_still_has_a_gradient(folder, kin
         assert parameter.grad is not None and parameter.grad.any()
     with torch.no_grad(), adapters_disabled(model):
         assert torch.equal(model(TOKENS).logits, reference)
+
+
+@pytest.mark.parametrize("kind", ERROR)
+def test_tries_suit_a_quantised_base_whose_layers_cannot_be_made_exact(folder, kind, monkeypatch):
+    model, allowed = quantised(folder, kind).model, []
+    compare = selfcheck.compared
+    monkeypatch.setattr(
+        selfcheck, "compared", lambda *about: allowed.append(about[2]) or compare(*about)
+    )
+    questions = [EncodedQuestion((3, 4), (5, 6, 2), ((5, 7, 2), (8, 2)))]
+    check = check_sharing(model, questions, 0, decoder_layers(model))
+    assert check.shared, check.reason
+    assert allowed == [selfcheck.COARSE, selfcheck.TOLERANCE[torch.bfloat16]]
 
 
 @pytest.mark.parametrize("kind", ERROR)
