@@ -141,8 +141,7 @@ def checked(run: FinishedRun, merged: Path | None, token: str | None) -> tuple[c
     base = inputs.load_model(config, token)
     questions: list[Any] = list(inputs.held_out(config, base, token))[:CHECKED]
     largest = max(id for q in questions for ids in (q.prompt, *q.answers) for id in ids)
-    layers = lora.decoder_layers(base.model)
-    shared = dpo.check_sharing(base.model, questions[:4], largest, layers).shared
+    shared = dpo.check_sharing(base.model, questions[:4], largest, base.layers).shared
     lora.load_adapter(base.model, run.adapter)
     base.model.eval()
 

@@ -65,8 +65,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     base = (inputs.load_sharded if sharded else inputs.load_model)(config, token, tokenizer)
     model, device = base.model, base.model.device
     pace = partial(world.in_step, idle=partial(lora.take_part, model)) if sharded else None
-    some = data.of_all_lengths(questions.every)
-    check = dpo.check_sharing(model, some, questions.largest_id, lora.decoder_layers(model))
+    check = dpo.check_sharing(model, questions.few, questions.largest_id, base.layers)
     own = base.fingerprint or lora.base_fingerprint(model)
     fingerprints = {"data": questions.fingerprint, "base": own}
     torch.manual_seed(config.seed)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.batches import split_by_prompt
-from data.encode import EncodedQuestion, TextSettings, encode, encoding_file
+from data.encode import EncodedQuestion, TextSettings, encode, encoding_file, of_all_lengths
 from data.gather import Reading, Watch, unwatched
 from data.report import Report, examine
 from data.table import Table
@@ -24,6 +24,11 @@ class Prepared(NamedTuple):
     def fingerprint(self) -> str:
         """Name the training questions by their token ids, in their order."""
         return hashlib.sha256(self.train.column("ids_key").tobytes()).hexdigest()
+
+    @property
+    def few(self) -> list[EncodedQuestion]:
+        """Return some questions of all lengths, the longest first."""
+        return of_all_lengths(self.every)
 
 
 def prepare(

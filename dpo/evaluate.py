@@ -52,7 +52,6 @@ def evaluate(args: argparse.Namespace) -> None:
     Raises:
         UsageError: a flag does not fit.
     """
-    import data
     import dpo
     import inputs
     import lora
@@ -89,8 +88,7 @@ def evaluate(args: argparse.Namespace) -> None:
     questions: list[Any] = list(prepared.held_out if some else prepared.every)
     if args.prompt == "truthfulqa":  # whose authors score an answer without its end
         questions = [without_stop(q) for q in questions]
-    few, layers = data.of_all_lengths(prepared.every), lora.decoder_layers(base.model)
-    check = dpo.check_sharing(base.model, few, prepared.largest_id, layers)
+    check = dpo.check_sharing(base.model, prepared.few, prepared.largest_id, base.layers)
     if adapter:
         lora.load_adapter(base.model, adapter)
         base.model.eval()

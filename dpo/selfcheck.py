@@ -73,7 +73,7 @@ def check_sharing(
         if not whole.shared:
             return whole
         numbers = all(p.is_floating_point() for p in layers.parameters())
-        dtype = torch.float32
+        dtype = torch.float32 if numbers else model.dtype
         with suppress(*UNREADABLE), excerpt(model, layers, ids):
             return compared(model, [renumbered(q, ids) for q in questions], TOLERANCE[dtype])
     return compared(model, questions, TOLERANCE.get(model.dtype, 1e-4))

@@ -15,6 +15,7 @@ import xxhash
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
+from lora.compiling import decoder_layers
 from lora.files import written_whole
 from lora.layer import ModelError
 from lora.quantise import Quantise, keep_layout, quantisation_config
@@ -36,6 +37,11 @@ class Base(NamedTuple):
     revision: str | None
     folder: Path  # of its files
     fingerprint: str | None = None  # of a split model, taken while it was whole
+
+    @property
+    def layers(self) -> Any:
+        """Return the decoder layers, a list of modules."""
+        return decoder_layers(self.model)
 
 
 def choose_device(name: str = "auto") -> torch.device:
