@@ -28,7 +28,7 @@ def layers_compiled(model: Any, asked: Compile, steps: int) -> Iterator[bool]:
 
     `auto` compiles on a CPU with a C++ compiler from 1,000 steps on, where it was measured to pay.
     Sizes stay symbolic, since every micro-batch has another. Random numbers are those of the layers
-    as they are, so that dropout takes the same decisions.
+    as they are, so that dropout takes the same decisions; torch 2.11 draws them in another order.
 
     Raises:
         ModelError: `on` where there is no C++ compiler, or no layers to compile.

@@ -71,7 +71,8 @@ def test_the_authors_prompt_by_hand(measured, model_folder, questions_csv):
 
     config = AutoModelForCausalLM.from_pretrained(model_folder).config
     config.max_position_embeddings = 2048
-    model = AutoModelForCausalLM.from_pretrained(model_folder, config=config).eval()
+    how = {"config": config, "attn_implementation": "eager"}  # the one that caps its scores
+    model = AutoModelForCausalLM.from_pretrained(model_folder, **how).eval()
     model.save_pretrained(questions_csv.parent / "long")
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     tokenizer.save_pretrained(questions_csv.parent / "long")
