@@ -149,7 +149,7 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
     place = packed(sizes) if shared else [(row, 0) for row in range(len(tries))]
     rows = 1 + max(row for row, _ in place)
     longest = max(column + size for (_, column), size in zip(place, sizes, strict=True))
-    length = -(-longest // MULTIPLE) * MULTIPLE if shared else longest
+    length = row_length(longest) if shared else longest
     tokens = torch.zeros(rows, length, dtype=torch.long)
     positions = torch.zeros(rows, length, dtype=torch.long)
     ends = torch.arange(1, length + 1).repeat(rows, 1)  # padding sees itself alone: no NaN
@@ -202,10 +202,15 @@ def packed(sizes: Sequence[int]) -> list[tuple[int, int]]:
             row = used.index(min(used))
             place[k] = (row, used[row])
             used[row] += sizes[k]
-        return rows * max(used), place
+        return rows * row_length(max(used)), place
 
     fewest = -(-sum(sizes) // ROW_TOKENS)
     return min(map(plan, range(fewest, 2 * fewest + 1)), key=lambda found: found[0])[1]
+
+
+def row_length(longest: int) -> int:
+    """Return how long rows are whose fullest has so many tokens."""
+    return -(-longest // MULTIPLE) * MULTIPLE
 
 
 def question_tries(prompt: Tokens, answers: Sequence[Tokens], shared: bool = True) -> list[Trie]:

@@ -128,6 +128,8 @@ def test_packing_by_hand():
     assert packed([100, 150, 100, 150]) == [(0, 150), (0, 0), (1, 150), (1, 0)]
     assert packed([150, 150, 150]) == [(0, 0), (1, 0), (2, 0)]
     assert packed([7]) == [(0, 0)]
+    # Two rows would be 163 long and three 110: 326 against 330 tokens, but 2 x 176 > 3 x 112.
+    assert packed([110, 105, 54, 53]) == [(0, 0), (1, 0), (2, 0), (2, 54)]
 
 
 @pytest.mark.parametrize("seed", range(5))
