@@ -45,15 +45,15 @@ def check_sharing(
 ) -> SelfCheck:
     """Compare tries with plain rows on these questions, a few of those to be trained on.
 
-    The longest path, which should be among them, is the one that leaves a sliding window. What is
-    compared is an `excerpt` of the model in float32, where rounding and a wrong mask, position or
-    head are a thousand times apart; of the whole model as it is, the first question, for scores
-    that are no numbers. Where no excerpt can be made, as of layers split among processes, or
-    without `layers`, it is all questions with the whole model.
+    What is compared is an `excerpt` of the model in float32, where rounding and a wrong mask,
+    position or head are a thousand times apart; and for the last question, coarsely, the whole
+    model as it is, whose scores should be numbers. Where no excerpt can be made, as of layers
+    split among processes, or without `layers`, the whole model is compared for all questions.
 
     Args:
         model: a causal language model of transformers.
-        questions: token ids.
+        questions: token ids; the longest path should be among them, since it is the one that leaves
+            a sliding window, and the last should be short, since plain rows keep all logits.
         largest_id: the largest token id of all the data.
         layers: the model's decoder layers, a list of modules.
 
@@ -69,7 +69,7 @@ def check_sharing(
             "tokens; this is not the model's own tokenizer"
         )
     if len(layers) and not any(hasattr(layer, "unshard") for layer in layers):
-        whole = compared(model, questions[:1], COARSE)
+        whole = compared(model, questions[-1:], COARSE)
         if not whole.shared:
             return whole
         numbers = all(p.is_floating_point() for p in layers.parameters())

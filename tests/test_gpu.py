@@ -52,25 +52,6 @@ def test_scores_and_gradients_are_those_of_eager_attention_on_a_cpu(architecture
     assert_equal(scores_and_gradients(model, dpo.answer_logps(model, batch.to(GPU))), expected)
 
 
-@pytest.mark.parametrize("how", ["compiled", "computed again"])
-def test_layers_compiled_or_computed_again_keep_gradients_and_dropout(how):
-    model = small_model("gemma2", scale=0.1).to(GPU)
-    lora.add_lora(model, rank=3, alpha=6, dropout=0.3)
-    randomise(model, scale=0.1)
-    lora.train_adapters(model)
-    batches = [collate(TRIES).to(GPU), collate(TRIES[:1]).to(GPU)]
-
-    def found():
-        torch.manual_seed(0)
-        return [scores_and_gradients(model, dpo.answer_logps(model, b)) for b in batches]
-
-    expected = found()
-    asked = ("on", "off") if how == "compiled" else ("off", "on")
-    with lora.layers_as_asked(model, *asked, 1):
-        for one, other in zip(found(), expected, strict=True):
-            assert_equal(one, other)
-
-
 def test_a_step_makes_the_host_wait_for_nothing():
     model = adapted().to(GPU)
     lora.train_adapters(model)
@@ -163,3 +144,22 @@ def test_the_planned_memory_is_what_a_run_takes(tokenizer, private_cache, tmp_pa
     tokenizer.save_pretrained(tmp_path / "model")
     *_, facts = of_run(tmp_path / "model", tmp_path, "cuda", dtype="bfloat16", merge=False)
     assert 0.8 < facts["planned_memory_bytes"] / facts["peak_memory_bytes"] < 1.25
+
+
+@pytest.mark.parametrize("how", ["computed again", "compiled"])
+def test_layers_compiled_or_computed_again_keep_gradients_and_dropout(how):
+    model = small_model("gemma2", scale=0.1).to(GPU)
+    lora.add_lora(model, rank=3, alpha=6, dropout=0.3)
+    randomise(model, scale=0.1)
+    lora.train_adapters(model)
+    batches = [collate(TRIES).to(GPU), collate(TRIES[:1]).to(GPU)]
+
+    def found():
+        torch.manual_seed(0)
+        return [scores_and_gradients(model, dpo.answer_logps(model, b)) for b in batches]
+
+    expected = found()
+    asked = ("on", "off") if how == "compiled" else ("off", "on")
+    with lora.layers_as_asked(model, *asked, 1):
+        for one, other in zip(found(), expected, strict=True):
+            assert_equal(one, other)
