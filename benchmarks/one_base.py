@@ -41,7 +41,8 @@ def base_loaded_once():
             known[name] = base._replace(fingerprint=lora.base_fingerprint(base.model))
         model = known[name].model
         lora.remove_lora(model)
-        model.gradient_checkpointing_disable()
+        if model.is_gradient_checkpointing:
+            model.gradient_checkpointing_disable()
         model.disable_input_require_grads()
         model.set_attn_implementation(choose_attention(attention, model.config, device))
         torch._dynamo.reset()  # what was compiled knew the adapters before
