@@ -41,7 +41,7 @@ def base_loaded_once():
             known[name] = base._replace(fingerprint=lora.base_fingerprint(base.model))
         model = known[name].model
         lora.remove_lora(model)
-        if model.is_gradient_checkpointing:
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             model.gradient_checkpointing_disable()
         model.disable_input_require_grads()
         model.set_attn_implementation(choose_attention(attention, model.config, device))
