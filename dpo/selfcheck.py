@@ -24,7 +24,6 @@ from dpo.logps import answer_logps
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.005}
 COARSE = 0.25  # of one question in the model's own dtype
 
-
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError)
 
 
@@ -63,10 +62,11 @@ def check_sharing(
     """
     known = model.get_input_embeddings().num_embeddings
     ids = sorted({id for q in questions for ids in (q.prompt, *q.trained) for id in ids})
-    if max(largest_id, ids[-1]) >= known:
+    largest = max(largest_id, ids[-1])
+    if largest >= known:
         raise DataError(
-            f"the tokenizer gives the id {max(largest_id, ids[-1])} and the model embeds {known} "
-            "tokens; this is not the model's own tokenizer"
+            f"the tokenizer gives the id {largest} and the model embeds {known} tokens; this is "
+            "not the model's own tokenizer"
         )
     if len(layers) and not any(hasattr(layer, "unshard") for layer in layers):
         whole = compared(model, questions[-1:], COARSE)
