@@ -74,7 +74,8 @@ def load_sharded(config: Config, token: str | None, tokenizer: Any = None) -> lo
 
 
 def add_adapters(config: Config, model: Any) -> None:
-    """Give the model its LoRA layers: new ones, or those of --adapter with their own settings."""
+    """Give the model its LoRA layers: --adapter's with their own settings, or newly drawn ones."""
+    torch.manual_seed(config.seed)
     if config.adapter:
         lora.load_adapter(model, config.adapter)
     else:

@@ -53,6 +53,7 @@ class Plan:
     program: int  # what the process held before, and libraries that it will load
     on_cpu: bool
     free: int  # beyond that
+    packed: int  # the weights' blocks, on a CPU, if they fit; lora/packing.py
     flops: float  # of the whole run with its reference pass and both evaluations, a process
     rate: float  # FLOP/s of matrix products here, just measured
     shards: int = 1  # processes that the base's layers are split among
@@ -66,7 +67,8 @@ class Plan:
         most of it in pieces that do not fit, so that there the phases add up.
         """
         phases = (self.step, self.scoring, self.looking)
-        return self.program + self.weights + self.adapters + (sum if self.on_cpu else max)(phases)
+        held = self.program + self.weights + self.packed + self.adapters
+        return held + (sum if self.on_cpu else max)(phases)
 
     @property
     def fits(self) -> bool:
@@ -82,9 +84,11 @@ class Plan:
         """Say it, under headings."""
         share = self.trained / self.parameters
         split = f"; layers split among {self.shards} processes" if self.shards > 1 else ""
+        blocks = f", in blocks {self.packed / MIB:,.0f} MiB more" if self.packed else ""
         return [
-            ("plan", f"weights {self.weights / MIB:,.0f} MiB; adapters, gradients and optimizer "
-                     f"{self.adapters / MIB:,.1f} MiB ({share:.2%} of the parameters){split}"),
+            ("plan", f"weights {self.weights / MIB:,.0f} MiB{blocks}; adapters, gradients "
+                     f"and optimizer {self.adapters / MIB:,.1f} MiB ({share:.2%} of the "
+                     f"parameters){split}"),
             ("", f"up to {self.step_tokens:,} tokens at once in training, "
                  f"{self.step / MIB:,.0f} MiB; scoring {self.scoring / MIB:,.0f} MiB"),
             ("", f"at most {self.peak / GIB:.2f} GiB with the program itself; "
@@ -217,6 +221,7 @@ def make(
         sizes = [sum(layer) for layer in layers]
         weights += sum(sizes) / shards + 2 * max(sizes) - sum(sizes)
     parameters = sum(p.numel() for p in frozen)
+    packed = lora.packed_bytes(model) if on_cpu and config.quantize == "none" and shards == 1 else 0
     inputs.add_adapters(config, model)
     trained = sum(p.numel() for p in lora.adapter_parameters(model))
     TILE_CELLS["meta"] = TILE_CELLS.get(device.type, TILE_CELLS["cuda"])  # which it stands for
@@ -229,7 +234,7 @@ def make(
     return Plan(
         parameters, trained, round(weights), trained * 4 * 4, step, fed, scoring,
         4 * LOGITS * head.shape[0],
-        resident(device) + libraries, on_cpu, free_memory(device),
+        resident(device) + libraries, on_cpu, free_memory(device), packed,
         epoch_flops(body, head.numel(), questions, steps, config) / processes, rate, shards,
         budgets,
     )  # fmt: skip
@@ -255,7 +260,7 @@ def activations(
         try:
             lora.train_adapters(model)
             again = lora.layers_checkpointed(model, config.checkpointing == "on")
-            with again, lora.norms_by_hand(model):
+            with again, lora.norms_by_hand(model), lora.attention_by_hand(model):
                 step = peak_by_layers(model, partial(backward, batch.trees))
             model.eval()
             with torch.no_grad(), two_tiles(model, scored):
@@ -381,6 +386,8 @@ def settle(
     tried = list[tuple[Plan, Any]]()
     for shard, checkpointing, share in itertools.product(split, ways, (1, 4)):
         found = planned(share, shard=shard, checkpointing=checkpointing)
+        if not found.fits:
+            found = replace(found, packed=0)
         tried.append((found, checkpointing))
         if found.fits:
             break

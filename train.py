@@ -68,8 +68,8 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     check = dpo.check_sharing(model, questions.few, questions.largest_id, base.layers)
     own = base.fingerprint or lora.base_fingerprint(model)
     fingerprints = {"data": questions.fingerprint, "base": own}
-    torch.manual_seed(config.seed)
     inputs.add_adapters(config, model)
+    lora.pack(model, planned.packed > 0)
     parameters = lora.adapter_parameters(model)
     reference = lora.adapters_disabled
     if config.reference_adapter:  # the reference is the policy as it stands now

@@ -11,6 +11,7 @@ from lora.adapter import (
     restore_adapter,
     train_adapters,
 )
+from lora.attention import attention_by_hand
 from lora.base import (
     BUILTIN_HUB_ID,
     GEMMA_TERMS,
@@ -40,6 +41,7 @@ from lora.merging import (
     stored_dtype,
 )
 from lora.norms import norms_by_hand
+from lora.packing import pack, packed_bytes
 from lora.peft_format import load_adapter, save_adapter
 from lora.sharding import Shard, load_sharded, take_part
 from lora.targets import as_targets
@@ -60,6 +62,7 @@ __all__ = [
     "adapters_disabled",
     "add_lora",
     "as_targets",
+    "attention_by_hand",
     "base_fingerprint",
     "builtin_path",
     "choose_device",
@@ -82,6 +85,8 @@ __all__ = [
     "merge_rounding",
     "merged_weight",
     "norms_by_hand",
+    "pack",
+    "packed_bytes",
     "remove_lora",
     "restore_adapter",
     "save_adapter",

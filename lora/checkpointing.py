@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch.utils.checkpoint import checkpoint
 
+from lora.attention import attention_by_hand
 from lora.compiling import Compile, decoder_layers, layers_compiled
 from lora.layer import ModelError
 from lora.norms import norms_by_hand
@@ -24,7 +25,8 @@ def layers_as_asked(
 ) -> Iterator[None]:
     """Within the block the decoder layers are compiled, or computed again backward, as asked.
 
-    Where they are not compiled, which fuses them by itself, their RMS norms are computed by hand.
+    Eager attention is computed by hand, and so are RMS norms where layers are not compiled, which
+    fuses them by itself.
 
     Raises:
         ModelError: both are asked for; or as `layers_compiled`.
@@ -36,6 +38,7 @@ def layers_as_asked(
         layers_checkpointed(model, again),
         layers_compiled(model, "off" if again else compiled, steps) as on,
         norms_by_hand(model, not on),
+        attention_by_hand(model),
     ):
         yield
 

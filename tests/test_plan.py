@@ -167,7 +167,7 @@ def planned(free, **changes):
     values = {
         "parameters": 100, "trained": 1, "weights": 4 * gib, "adapters": gib, "step": 3 * gib,
         "step_tokens": 9, "scoring": 2 * gib, "looking": 0, "program": gib, "on_cpu": False,
-        "free": free, "flops": 6e12, "rate": 1e12,
+        "free": free, "packed": 0, "flops": 6e12, "rate": 1e12,
     }  # fmt: skip
     return Plan(**(values | changes))
 
@@ -179,13 +179,17 @@ def test_the_phases_share_their_memory_on_a_gpu_and_add_up_on_a_cpu():
     assert planned(8 * 2**30).fits and not planned(8 * 2**30 - 1).fits
     assert planned(0).seconds == pytest.approx(6 / plan.USED)
     assert "(1.00% of the parameters)" in planned(0).lines()[0][1]
+    assert "weights 4,096 MiB; adapters" in planned(0).lines()[0][1]
+    packed = planned(0, packed=2**30)
+    assert packed.peak == 10 * 2**30
+    assert "weights 4,096 MiB, in blocks 1,024 MiB more; adapters" in packed.lines()[0][1]
 
 
 @pytest.fixture
 def settle(monkeypatch, model_folder):
     """Settle a plan that needs 8 GiB, 2 less with layers computed again or split, 5.5 in NF4."""
 
-    def settle(free, processes=1, device="cuda", **settings):
+    def settle(free, processes=1, device="cuda", packed=0, **settings):
         sizes = {("off", "none"): 3, ("on", "none"): 1, ("off", "nf4"): 0.5, ("on", "nf4"): 0.5}
 
         def make(config, *given):
@@ -197,7 +201,7 @@ def settle(monkeypatch, model_folder):
             weights = (4 if shards == 1 else 2) * 2**30
             values = {
                 "step": step, "scoring": 0, "weights": weights, "shards": shards,
-                "budgets": given[-2],
+                "budgets": given[-2], "packed": packed,
             }  # fmt: skip
             return planned(int(free * 2**30), **values)
 
@@ -227,6 +231,14 @@ def test_fewer_tokens_at_once_come_before_any_other_remedy(settle, capsys):
     assert "a quarter of the tokens" in capsys.readouterr().out
     found, config = settle(6.5)
     assert found.budgets == {"train": 8, "score": 12} and config.checkpointing == "on"
+
+
+def test_weights_have_no_blocks_where_these_would_not_fit(settle, capsys):
+    found, config = settle(9, packed=2**30)
+    assert found.packed == 2**30 and found.peak == 10 * 2**30
+    found, config = settle(8.5, packed=2**30)
+    assert found.packed == 0 and found.fits and found.budgets == {"train": 8, "score": 12}
+    assert config.checkpointing == "off" and capsys.readouterr().out == ""
 
 
 def test_the_base_is_split_only_where_it_does_not_fit_a_gpu(settle, capsys):
@@ -306,9 +318,11 @@ def test_gemma_2_9b_is_planned_from_its_configuration_alone(tmp_path, monkeypatc
         for kind, shard in (("none", "off"), ("nf4", "off"), ("none", "on"))
     }  # fmt: skip
     whole, nf4, split = made.values()
+    small = small_model("gemma2").bfloat16()
     assert whole.parameters == split.parameters == 9_241_705_984
     assert whole.trained == 4_472_832
     assert whole.weights == 2 * 9_241_705_984
+    assert (nf4.packed, split.packed) == (0, 0)
     head = 256_000 * 3584
     assert nf4.weights == pytest.approx(
         2 * head + (9_241_705_984 - head) * plan.NF4_BYTES, rel=1e-3
@@ -318,6 +332,7 @@ def test_gemma_2_9b_is_planned_from_its_configuration_alone(tmp_path, monkeypatc
     # Split among two: half of 42 layers, one that is computed with and the next; norm and head.
     layer = 3584 * (2 * 4096 + 2 * 2048) + 3 * 3584 * 14336 + 4 * 3584
     assert 42 * layer + 3584 + head == 9_241_705_984
+    assert whole.packed == (2 * 2 * 42 * (layer - 4 * 3584) if lora.packed_bytes(small) else 0)
     assert split.weights == 2 * (21 * layer + 2 * layer + 3584 + head)
     assert split.flops == whole.flops / 2
     assert "split among 2 processes" in split.lines()[0][1]

@@ -1,0 +1,157 @@
+"""Attention by hand: eager attention's values and gradients, without its copies."""
+
+import math
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, randomise, relative_error, small_model
+from torch import nn
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+
+from data import build_trie, collate
+from dpo import answer_logps
+from lora import adapter_parameters, add_lora, attention_by_hand, layers_as_asked, train_adapters
+from lora.attention import NAME, attend, by_hand, by_heads, by_keys, gradients, is_as_above
+
+TRIES = collate(
+    [build_trie((1, 5, 6, 7), [(10, 11, 12, 2), (10, 13, 2)]), build_trie((1, 8), [(9, 2), (4, 2)])]
+)
+ROWS = collate([build_trie((1, 5, 6), [(10, 11, 2)]), build_trie((1, 5), [(9, 2)])], shared=False)
+
+
+def test_the_gradient_worked_out_by_hand():
+    """One query, two keys of width 1: P = (3/4, 1/4), since the scores differ by log 3.
+
+    With q = log 3, k = (1, 0), v = (2, 6), s = 1: O = 3/2 + 6/4 = 3. For dO = 1 dP = v = (2, 6),
+    rowsum(dP P) = 3, dS = (3/4 (2 - 3), 1/4 (6 - 3)) = (-3/4, 3/4).
+    """
+    q, k, v = torch.tensor([[[math.log(3)]]]), torch.tensor([[[1.0], [0.0]]]), torch.ones(1, 2, 1)
+    v = torch.tensor([[[2.0], [6.0]]])
+    out, p, t = attend(q, k, v, None, 1.0)
+    torch.testing.assert_close(p, torch.tensor([[[0.75, 0.25]]]))
+    torch.testing.assert_close(out, torch.tensor([[[3.0]]]))
+    assert t is None
+    dq, dk, dv = gradients(torch.ones(1, 1, 1), q, k, v, p, t, 1.0)
+    torch.testing.assert_close(dq, torch.tensor([[[-0.75]]]))  # dS K
+    torch.testing.assert_close(dk, math.log(3) * torch.tensor([[[-0.75], [0.75]]]))  # dS^T Q
+    torch.testing.assert_close(dv, torch.tensor([[[0.75], [0.25]]]))  # P^T dO
+    # Capped, the same slopes are multiplied by 1 - tanh^2: .64 where tanh(Z / c) is .6.
+    dq, dk, _ = gradients(torch.ones(1, 1, 1), q, k, v, p, torch.full((1, 1, 2), 0.6), 0.5)
+    torch.testing.assert_close(dq, torch.tensor([[[-0.75]]]) * 0.64 * 0.5)
+    torch.testing.assert_close(dk, math.log(3) * torch.tensor([[[-0.75], [0.75]]]) * 0.64 * 0.5)
+
+
+def test_a_head_reads_the_key_head_of_its_group_and_finds_its_place_again():
+    x = torch.arange(2 * 6 * 3 * 2).view(2, 6, 3, 2)  # 6 heads, 2 key heads: 3 a group
+    rows = by_keys(x, 2)
+    assert rows.shape == (4, 9, 2)
+    for row, head, token in ((0, 4, 2), (1, 0, 1), (1, 5, 0)):
+        key, group = divmod(head, 3)
+        assert torch.equal(rows[2 * row + key, 3 * token + group], x[row, head, token])
+    assert torch.equal(by_heads(rows, 2, 3), x)
+
+
+@pytest.mark.parametrize("batch", [TRIES, ROWS], ids=["tries", "rows"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scores_and_gradients_are_those_of_eager_attention(architecture, batch):
+    model = small_model(architecture)
+    add_lora(model, rank=4, alpha=8, dropout=0.3)
+    randomise(model)
+    train_adapters(model)
+
+    def step():
+        torch.manual_seed(3)
+        logps = answer_logps(model, batch)
+        logps.square().sum().backward()
+        found = torch.cat([p.grad.flatten() for p in adapter_parameters(model)])
+        model.zero_grad()
+        return logps.detach(), found
+
+    plain, expected = step()
+    with attention_by_hand(model) as on:
+        assert on and model.config._attn_implementation == NAME
+        logps, found = step()
+    assert relative_error(logps, plain) < 1e-6
+    assert not torch.equal(found, expected)  # it was another way
+    assert relative_error(found, expected) < 1e-5
+    assert torch.equal(step()[1], expected)  # as they were again
+    with layers_as_asked(model, "off", "on", 1):  # computed again backward
+        assert relative_error(step()[1], expected) < 1e-5
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_in_bfloat16_it_is_as_near_the_truth_as_eager_attention(cap):
+    torch.manual_seed(0)
+    module = nn.Module()
+    module.num_key_value_groups = 4
+    q, k, v = (torch.randn(2, heads, 60, 32) for heads in (8, 2, 2))
+    mask = torch.full((2, 1, 60, 60), torch.finfo(torch.bfloat16).min).triu(1)
+    given = [x.bfloat16() for x in (q, k, v)]
+    dout = torch.randn(2, 60, 8, 32).bfloat16()
+
+    def run(attention, dtype):
+        q, k, v = (x.to(dtype).requires_grad_() for x in given)
+        out = attention(module, q, k, v, mask.to(dtype), scaling=0.3, softcap=cap)[0]
+        return [x.double() for x in (out, *torch.autograd.grad(out, (q, k, v), dout.to(dtype)))]
+
+    truth = run(eager_attention_forward, torch.float32)
+    theirs = run(eager_attention_forward, torch.bfloat16)
+    for mine, other, exact in zip(run(by_hand, torch.bfloat16), theirs, truth, strict=True):
+        assert relative_error(mine, exact) < 1.3 * relative_error(other, exact) < 0.02
+    for mine, exact in zip(run(by_hand, torch.float32), truth, strict=True):
+        assert relative_error(mine, exact) < 1e-5
+
+
+def test_it_keeps_neither_copies_of_the_keys_nor_scores_in_float32():
+    module = nn.Module()
+    module.num_key_value_groups = 4
+    q, k, v = (torch.ones(1, h, 64, 8).bfloat16().requires_grad_() for h in (4, 1, 1))
+    mask = torch.zeros(1, 1, 64, 64).bfloat16()
+
+    def kept(attention):
+        sizes = {}
+
+        def pack(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            out = attention(module, q, k, v, mask, scaling=0.3)
+        return sum(sizes.values()), out
+
+    least = 2 * (q.numel() + k.numel() + v.numel() + 4 * 64 * 64)  # Q, K, V and P
+    assert kept(by_hand)[0] == least < kept(eager_attention_forward)[0] / 2
+
+
+@pytest.mark.parametrize("architecture", ["gpt_oss", "gpt_neox", "sdpa"])
+def test_other_attention_is_left_as_it_is(architecture):
+    """GPT-OSS's sinks take part in the softmax, GPT-NeoX has no key heads to share."""
+    import transformers
+
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
+    if architecture == "gpt_oss":
+        config = transformers.GptOssConfig(
+            **small, num_key_value_heads=2, head_dim=8, intermediate_size=16, num_local_experts=2
+        )
+    elif architecture == "gpt_neox":
+        config = transformers.GPTNeoXConfig(**small, intermediate_size=16)
+    else:
+        config = ARCHITECTURES["llama"]()
+    how = "sdpa" if architecture == "sdpa" else "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=how)
+    with attention_by_hand(model) as on:
+        assert not on
+        assert model.config._attn_implementation == how
+
+
+def test_one_wrong_value_shows_in_the_trial(monkeypatch):
+    import lora.attention
+
+    module = small_model("gemma2").model.layers[0].self_attn
+    assert is_as_above(module)
+    monkeypatch.setattr(
+        lora.attention,
+        "attend",
+        lambda *given: attend(*given[:5]),  # without the cap
+    )
+    assert not is_as_above(module)

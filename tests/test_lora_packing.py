@@ -1,0 +1,156 @@
+"""Weights in blocks: the very products, for more memory and less time."""
+
+import gc
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import randomise, relative_error, small_model
+from torch import nn
+
+import lora.packing
+from data import build_trie, collate
+from dpo import answer_logps
+from lora import adapter_parameters, add_lora, merge_lora, pack, packed_bytes, train_adapters
+from lora.compiling import layers_compiled
+from lora.packing import PackedLinear, can_pack
+
+BATCH = collate([build_trie((1, 5, 6, 7), [(10, 11, 12, 2), (10, 13, 2), (14, 2)])])
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="no bfloat16 products in oneDNN here")
+
+
+def adapted(architecture="gemma2", dtype=torch.bfloat16):
+    model = small_model(architecture, scale=0.1).to(dtype)
+    add_lora(model, rank=4, alpha=8)
+    randomise(model)
+    train_adapters(model)
+    return model
+
+
+def step(model):
+    logps = answer_logps(model, BATCH)
+    logps.sum().backward()
+    found = torch.cat([p.grad.flatten() for p in adapter_parameters(model)])
+    model.zero_grad()
+    return logps.detach(), found
+
+
+@pytest.mark.parametrize("rows", [1, 48, 96, 500])
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_and_gradients_are_those_of_the_weight_as_stored(rows, bias):
+    torch.manual_seed(0)
+    layer = nn.Linear(640, 256, bias=bias).bfloat16().requires_grad_(False)
+    model = SimpleNamespace(base_model=layer, device=torch.device("cpu"))
+    x = torch.randn(2, rows, 640).bfloat16().requires_grad_()
+    dy = torch.randn(2, rows, 256).bfloat16()
+
+    def both():
+        y = layer(x)
+        return y.detach(), torch.autograd.grad(y, x, dy)[0]
+
+    plain = both()
+    exact = layer.weight.double()
+    truth = x.double() @ exact.T + (layer.bias.double() if bias else 0), dy.double() @ exact
+    assert pack(model) == 1 and type(layer) is PackedLinear
+    for found, stored, true in zip(both(), plain, truth, strict=True):
+        error = relative_error(found.double(), true)
+        assert error <= 1.01 * relative_error(stored.double(), true) < 2**-8
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen2"])
+def test_a_packed_model_has_the_scores_and_gradients_it_had(architecture):
+    model = adapted(architecture)
+    plain, expected = step(model)
+    packed = pack(model)
+    assert packed == 4 * 7  # q, k, v, o, gate, up, down of four layers
+    calls = []
+    product = lora.packing._product
+
+    def counted(*given):
+        calls.append(given)
+        return product(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lora.packing, "_product", counted)
+        logps, found = step(model)
+    # Forward all; backward what has an adapter below it, of the first layer's three inputs none.
+    assert len(calls) == 2 * packed - 3
+    assert relative_error(logps, plain) < 2**-8
+    assert relative_error(found, expected) < 0.05
+    assert type(model.get_output_embeddings()) is nn.Linear
+
+
+def test_the_blocks_take_the_bytes_that_are_planned():
+    model = adapted()
+    expected = sum(2 * m.weight.nbytes for m in model.model.modules() if type(m) is nn.Linear)
+    assert packed_bytes(model) == packed_bytes(model.to("meta")) == expected > 0
+    assert packed_bytes(adapted(dtype=torch.float32)) == 0
+
+
+def test_elsewhere_layers_stay_as_they_are(monkeypatch):
+    assert pack(adapted(dtype=torch.float32)) == 0
+    assert pack(adapted(), on=False) == 0
+    assert pack(adapted().to("meta")) == 0
+    monkeypatch.setattr(lora.packing, "_in_blocks", lambda weight: weight.flip(0))
+    assert not can_pack()
+    assert pack(adapted()) == 0
+
+    def lacking(weight):
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(lora.packing, "_in_blocks", lacking)
+    assert not can_pack()
+
+
+def test_a_changed_weight_is_read_as_it_is_stored():
+    model = adapted()
+    pack(model)
+    layer = model.model.layers[1].mlp.up_proj
+    x = torch.randn(3, 32).bfloat16()
+    with torch.no_grad():
+        layer.weight.mul_(2)
+        assert torch.equal(layer(x), x @ layer.weight.T)
+        layer.weight.data = torch.zeros_like(layer.weight)
+        assert not layer(x).any()
+
+
+def test_a_merged_model_multiplies_by_the_merged_weights():
+    model = adapted()
+    expected, _ = step(model)
+    pack(model)
+    moved = small_model("gemma2", scale=0.1).bfloat16()
+    before = answer_logps(moved, BATCH).detach()
+    merged = answer_logps(merge_lora(model), BATCH).detach()
+    assert relative_error(merged, expected) < 0.1 * relative_error(before, expected)
+
+
+def test_blocks_go_with_their_layer():
+    model = adapted()
+    gc.collect()
+    before = len(lora.packing._blocks)
+    pack(model)
+    assert len(lora.packing._blocks) == before + 4 * 7
+    del model
+    gc.collect()
+    assert len(lora.packing._blocks) == before
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_compiled_layers_multiply_by_the_blocks(monkeypatch):
+    model = adapted()
+    pack(model)
+    expected = step(model)
+    calls, product = [], lora.packing._product
+
+    def counted(*given):
+        calls.append(given)
+        return product(*given)
+
+    monkeypatch.setattr(lora.packing, "_product", counted)
+    with layers_compiled(model, "on", steps=1):
+        found = step(model)
+    assert len(calls) >= 2 * 4 * 7 - 3
+    assert not torch._dynamo.utils.counters["graph_break"]
+    for mine, other in zip(found, expected, strict=True):
+        assert relative_error(mine, other) < 0.05
