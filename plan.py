@@ -64,10 +64,11 @@ class Plan:
         """Return the memory that the run holds at most.
 
         A GPU's allocator gives the memory of one phase to the next. The C library of a CPU keeps
-        most of it in pieces that do not fit, so that there the phases add up.
+        most of it in pieces that do not fit, so that there the phases add up; but blocks are given
+        back when training ends, before the last.
         """
-        phases = (self.step, self.scoring, self.looking)
-        held = self.program + self.weights + self.packed + self.adapters
+        phases = (self.step, self.scoring, max(self.looking, self.packed))
+        held = self.program + self.weights + self.adapters
         return held + (sum if self.on_cpu else max)(phases)
 
     @property

@@ -69,7 +69,6 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     own = base.fingerprint or lora.base_fingerprint(model)
     fingerprints = {"data": questions.fingerprint, "base": own}
     inputs.add_adapters(config, model)
-    lora.pack(model, planned.packed > 0)
     parameters = lora.adapter_parameters(model)
     reference = lora.adapters_disabled
     if config.reference_adapter:  # the reference is the policy as it stands now
@@ -167,10 +166,11 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     lora.train_adapters(model)
     processes.draw_own(config.seed, first, world.rank, random)
     progress = Progress("Training", steps.pairs, "pairs", done=steps.pairs_before(first))
-    layers = lora.layers_as_asked(model, config.compile, config.checkpointing, steps.total)
+    asked = (config.compile, config.checkpointing, steps.total, planned.packed > 0)
+    layers = lora.layers_as_asked(model, *asked)
     tracker = tracked(config.tracker if world.first else "none", folder, config.settings(), first)
-    log_to = metrics_log(folder if world.first else None, first)
-    with layers, log_to as log, tracker as report:
+    with layers, metrics_log(folder if world.first else None, first) as log, tracker as report:
+        clock.lap("load")  # the layers' weights in blocks
         stop.patient = True
         for step, pairs in enumerate(steps.from_step(first), start=first):
             if config.reference_sync and step and step % config.reference_sync == 0:

@@ -41,7 +41,7 @@ from lora.merging import (
     stored_dtype,
 )
 from lora.norms import norms_by_hand
-from lora.packing import pack, packed_bytes
+from lora.packing import packed, packed_bytes
 from lora.peft_format import load_adapter, save_adapter
 from lora.sharding import Shard, load_sharded, take_part
 from lora.targets import as_targets
@@ -85,7 +85,7 @@ __all__ = [
     "merge_rounding",
     "merged_weight",
     "norms_by_hand",
-    "pack",
+    "packed",
     "packed_bytes",
     "remove_lora",
     "restore_adapter",

@@ -15,18 +15,19 @@ from lora.attention import attention_by_hand
 from lora.compiling import Compile, decoder_layers, layers_compiled
 from lora.layer import ModelError
 from lora.norms import norms_by_hand
+from lora.packing import packed
 
 Checkpointing = Literal["auto", "on", "off"]
 
 
 @contextmanager
 def layers_as_asked(
-    model: Any, compiled: Compile, checkpointing: Checkpointing, steps: int
+    model: Any, compiled: Compile, checkpointing: Checkpointing, steps: int, in_blocks: bool = False
 ) -> Iterator[None]:
     """Within the block the decoder layers are compiled, or computed again backward, as asked.
 
     Eager attention is computed by hand, and so are RMS norms where layers are not compiled, which
-    fuses them by itself.
+    fuses them by itself. With `in_blocks` weights are packed where that can be.
 
     Raises:
         ModelError: both are asked for; or as `layers_compiled`.
@@ -39,6 +40,7 @@ def layers_as_asked(
         layers_compiled(model, "off" if again else compiled, steps) as on,
         norms_by_hand(model, not on),
         attention_by_hand(model),
+        packed(model, in_blocks),
     ):
         yield
 

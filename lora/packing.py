@@ -6,7 +6,10 @@ once for y = x W and once for its gradient dL/dx = dL/dy W^T, at the price of tw
 weight. PyTorch's own compiler packs the weights of models that it freezes by the same operators.
 """
 
+import ctypes
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,19 +111,28 @@ def packed_bytes(model: Any) -> int:
     return sum(2 * layer.weight.nbytes for layer in packable(model)) if can_pack() else 0
 
 
-def pack(model: Any, on: bool = True) -> int:
-    """Give the frozen linear layers of a model's body their blocks, if `on`; return how many.
+@contextmanager
+def packed(model: Any, on: bool = True) -> Iterator[int]:
+    """Within the block the model's frozen linear layers have their blocks, if `on`; yield how many.
 
     Elsewhere than on a CPU, in another dtype than bfloat16 and where PyTorch lacks the operators
-    none have some. A weight that is changed or replaced later is read as it is stored again.
+    none have some. A weight that is changed or replaced is read as it is stored again.
     """
     layers = packable(model) if on and model.device.type == "cpu" and can_pack() else []
-    for layer in layers:
-        weight = layer.weight.detach()
-        blocks = _Blocks(weight, weight._version, _in_blocks(weight), _in_blocks(weight.T))
-        layer.__class__ = PackedLinear
-        vars(layer)["blocks"] = _blocks[weight.data_ptr()] = blocks
-    return len(layers)
+    try:
+        for layer in layers:
+            weight = layer.weight.detach()
+            blocks = _Blocks(weight, weight._version, _in_blocks(weight), _in_blocks(weight.T))
+            vars(layer)["blocks"] = _blocks[weight.data_ptr()] = blocks
+            layer.__class__ = PackedLinear
+        yield len(layers)
+    finally:
+        for layer in layers:
+            layer.__class__ = nn.Linear
+            vars(layer).pop("blocks", None)
+        if layers:
+            with suppress(OSError, AttributeError):  # glibc would keep what was freed
+                ctypes.CDLL(None).malloc_trim(0)
 
 
 def _in_blocks(weight: Tensor) -> Tensor:

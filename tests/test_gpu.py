@@ -50,6 +50,9 @@ def test_scores_and_gradients_are_those_of_eager_attention_on_a_cpu(architecture
     expected = scores_and_gradients(model, dpo.answer_logps(model, batch))
     model = adapted(architecture, attention).to(GPU)
     assert_equal(scores_and_gradients(model, dpo.answer_logps(model, batch.to(GPU))), expected)
+    with lora.attention_by_hand(model) as on:
+        assert on == (attention == "eager")
+        assert_equal(scores_and_gradients(model, dpo.answer_logps(model, batch.to(GPU))), expected)
 
 
 def test_a_step_makes_the_host_wait_for_nothing():

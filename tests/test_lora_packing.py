@@ -11,7 +11,7 @@ from torch import nn
 import lora.packing
 from data import build_trie, collate
 from dpo import answer_logps
-from lora import adapter_parameters, add_lora, merge_lora, pack, packed_bytes, train_adapters
+from lora import adapter_parameters, add_lora, merge_lora, packed, packed_bytes, train_adapters
 from lora.compiling import layers_compiled
 from lora.packing import PackedLinear, can_pack
 
@@ -52,18 +52,18 @@ def test_products_and_gradients_are_those_of_the_weight_as_stored(rows, bias):
     plain = both()
     exact = layer.weight.double()
     truth = x.double() @ exact.T + (layer.bias.double() if bias else 0), dy.double() @ exact
-    assert pack(model) == 1 and type(layer) is PackedLinear
-    for found, stored, true in zip(both(), plain, truth, strict=True):
+    with packed(model) as count:
+        assert count == 1 and type(layer) is PackedLinear
+        mine = both()
+    for found, stored, true in zip(mine, plain, truth, strict=True):
         error = relative_error(found.double(), true)
         assert error <= 1.01 * relative_error(stored.double(), true) < 2**-8
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen2"])
-def test_a_packed_model_has_the_scores_and_gradients_it_had(architecture):
+def test_a_packed_model_has_the_scores_and_gradients_it_had(architecture, monkeypatch):
     model = adapted(architecture)
     plain, expected = step(model)
-    packed = pack(model)
-    assert packed == 4 * 7  # q, k, v, o, gate, up, down of four layers
     calls = []
     product = lora.packing._product
 
@@ -71,11 +71,14 @@ def test_a_packed_model_has_the_scores_and_gradients_it_had(architecture):
         calls.append(given)
         return product(*given)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lora.packing, "_product", counted)
+    with packed(model) as count:
+        assert count == 4 * 7  # q, k, v, o, gate, up, down of four layers
+        monkeypatch.setattr(lora.packing, "_product", counted)
         logps, found = step(model)
     # Forward all; backward what has an adapter below it, of the first layer's three inputs none.
-    assert len(calls) == 2 * packed - 3
+    assert len(calls) == 2 * count - 3
+    assert all(map(torch.equal, step(model), (plain, expected)))  # as they were again
+    assert len(calls) == 2 * count - 3
     assert relative_error(logps, plain) < 2**-8
     assert relative_error(found, expected) < 0.05
     assert type(model.get_output_embeddings()) is nn.Linear
@@ -89,12 +92,16 @@ def test_the_blocks_take_the_bytes_that_are_planned():
 
 
 def test_elsewhere_layers_stay_as_they_are(monkeypatch):
-    assert pack(adapted(dtype=torch.float32)) == 0
-    assert pack(adapted(), on=False) == 0
-    assert pack(adapted().to("meta")) == 0
+    def count(model, on=True):
+        with packed(model, on) as found:
+            return found
+
+    assert count(adapted()) == 4 * 7
+    assert count(adapted(dtype=torch.float32)) == count(adapted(), on=False) == 0
+    assert count(adapted().to("meta")) == 0
     monkeypatch.setattr(lora.packing, "_in_blocks", lambda weight: weight.flip(0))
     assert not can_pack()
-    assert pack(adapted()) == 0
+    assert count(adapted()) == 0
 
     def lacking(weight):
         raise AttributeError("no such operator")
@@ -105,10 +112,9 @@ def test_elsewhere_layers_stay_as_they_are(monkeypatch):
 
 def test_a_changed_weight_is_read_as_it_is_stored():
     model = adapted()
-    pack(model)
     layer = model.model.layers[1].mlp.up_proj
     x = torch.randn(3, 32).bfloat16()
-    with torch.no_grad():
+    with packed(model), torch.no_grad():
         layer.weight.mul_(2)
         assert torch.equal(layer(x), x @ layer.weight.T)
         layer.weight.data = torch.zeros_like(layer.weight)
@@ -118,28 +124,38 @@ def test_a_changed_weight_is_read_as_it_is_stored():
 def test_a_merged_model_multiplies_by_the_merged_weights():
     model = adapted()
     expected, _ = step(model)
-    pack(model)
     moved = small_model("gemma2", scale=0.1).bfloat16()
     before = answer_logps(moved, BATCH).detach()
-    merged = answer_logps(merge_lora(model), BATCH).detach()
+    with packed(model):
+        merged = answer_logps(merge_lora(model), BATCH).detach()
     assert relative_error(merged, expected) < 0.1 * relative_error(before, expected)
 
 
-def test_blocks_go_with_their_layer():
+def test_blocks_go_at_the_end_and_where_something_fails(monkeypatch):
     model = adapted()
+    blocks = lora.packing._blocks
+    with packed(model):
+        assert len(blocks) == 4 * 7
+    assert not blocks
+    made, in_blocks = [], lora.packing._in_blocks
+
+    def failing(weight):
+        if len(made) == 20 and len(weight) != 64:  # not in the trial
+            raise MemoryError
+        made.append(weight)
+        return in_blocks(weight)
+
+    monkeypatch.setattr(lora.packing, "_in_blocks", failing)
+    with pytest.raises(MemoryError), packed(model):
+        pass
     gc.collect()
-    before = len(lora.packing._blocks)
-    pack(model)
-    assert len(lora.packing._blocks) == before + 4 * 7
-    del model
-    gc.collect()
-    assert len(lora.packing._blocks) == before
+    assert not blocks
+    assert not any(type(layer) is PackedLinear for layer in model.modules())
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_compiled_layers_multiply_by_the_blocks(monkeypatch):
     model = adapted()
-    pack(model)
     expected = step(model)
     calls, product = [], lora.packing._product
 
@@ -148,7 +164,7 @@ def test_compiled_layers_multiply_by_the_blocks(monkeypatch):
         return product(*given)
 
     monkeypatch.setattr(lora.packing, "_product", counted)
-    with layers_compiled(model, "on", steps=1):
+    with layers_compiled(model, "on", steps=1), packed(model):
         found = step(model)
     assert len(calls) >= 2 * 4 * 7 - 3
     assert not torch._dynamo.utils.counters["graph_break"]

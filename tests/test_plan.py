@@ -180,9 +180,9 @@ def test_the_phases_share_their_memory_on_a_gpu_and_add_up_on_a_cpu():
     assert planned(0).seconds == pytest.approx(6 / plan.USED)
     assert "(1.00% of the parameters)" in planned(0).lines()[0][1]
     assert "weights 4,096 MiB; adapters" in planned(0).lines()[0][1]
-    packed = planned(0, packed=2**30)
-    assert packed.peak == 10 * 2**30
-    assert "weights 4,096 MiB, in blocks 1,024 MiB more; adapters" in packed.lines()[0][1]
+    packed = planned(0, on_cpu=True, packed=2 * 2**30, looking=2**30)  # one after the other
+    assert packed.peak == 13 * 2**30
+    assert "weights 4,096 MiB, in blocks 2,048 MiB more; adapters" in packed.lines()[0][1]
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def settle(monkeypatch, model_folder):
             weights = (4 if shards == 1 else 2) * 2**30
             values = {
                 "step": step, "scoring": 0, "weights": weights, "shards": shards,
-                "budgets": given[-2], "packed": packed,
+                "budgets": given[-2], "packed": packed, "on_cpu": packed > 0,
             }  # fmt: skip
             return planned(int(free * 2**30), **values)
 
@@ -234,9 +234,9 @@ def test_fewer_tokens_at_once_come_before_any_other_remedy(settle, capsys):
 
 
 def test_weights_have_no_blocks_where_these_would_not_fit(settle, capsys):
-    found, config = settle(9, packed=2**30)
+    found, config = settle(9, device="cpu", packed=2**30)
     assert found.packed == 2**30 and found.peak == 10 * 2**30
-    found, config = settle(8.5, packed=2**30)
+    found, config = settle(8.5, device="cpu", packed=2**30)
     assert found.packed == 0 and found.fits and found.budgets == {"train": 8, "score": 12}
     assert config.checkpointing == "off" and capsys.readouterr().out == ""
 
