@@ -64,12 +64,13 @@ class Plan:
         """Return the memory that the run holds at most.
 
         A GPU's allocator gives the memory of one phase to the next. The C library of a CPU keeps
-        most of it in pieces that do not fit, so that there the phases add up; but blocks are given
-        back when training ends, before the last.
+        most of it in pieces that do not fit, so that there the phases add up; but blocks are small
+        enough for what scoring left, and are given back when training ends.
         """
-        phases = (self.step, self.scoring, max(self.looking, self.packed))
         held = self.program + self.weights + self.adapters
-        return held + (sum if self.on_cpu else max)(phases)
+        if not self.on_cpu:
+            return held + max(self.step, self.scoring, self.looking)
+        return held + self.step + max(self.scoring + self.looking, self.packed)
 
     @property
     def fits(self) -> bool:

@@ -170,7 +170,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     layers = lora.layers_as_asked(model, *asked)
     tracker = tracked(config.tracker if world.first else "none", folder, config.settings(), first)
     with layers, metrics_log(folder if world.first else None, first) as log, tracker as report:
-        clock.lap("load")  # the layers' weights in blocks
+        clock.lap("prepare")  # the layers
         stop.patient = True
         for step, pairs in enumerate(steps.from_step(first), start=first):
             if config.reference_sync and step and step % config.reference_sync == 0:

@@ -39,6 +39,7 @@ import dpo.reference
 import train
 from config import Config
 from lora.layer import LoRALinear
+from lora.packing import PackedLinear
 
 
 def once(args, csv, folder):
@@ -137,6 +138,7 @@ def labelled(profiler):
         stack.enter_context(mock.patch.object(train.Clock, "lap", lapped))
         for owner, name, part in (
             (nn.Linear, "forward", "products of the body"),
+            (PackedLinear, "forward", "products of the body"),
             (LoRALinear, "forward", "LoRA"),
             (dpo.logps, "token_logps", "head"),
             (dpo.logps, "attention_masks", "attention"),

@@ -3,8 +3,8 @@
     Z = s Q K^T    S = c tanh(Z / c) + M    P = softmax(S) by rows    O = P V
 
 Vaswani et al. 2017, arXiv 1706.03762; c is Gemma 2's soft cap. The queries of the heads that share
-a key head (Ainslie et al. 2023, arXiv 2305.13245) are rows of one product. Autograd takes the same
-apart into some thirty operations, among them copies of K, of V and of S in float32.
+a key head (Ainslie et al. 2023, arXiv 2305.13245) are rows of one product. Written out, eager
+attention and its gradient are twice as many operations, among them copies of K, V and S.
 
 Shape legend: B rows, L queries, N keys, H query heads, K key heads, G = H / K, D a head's width.
 """
@@ -82,12 +82,12 @@ def attend(
 def gradients(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, t: Tensor | None, s: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return dL/dQ, dL/dK and dL/dV for dL/dO (X, L, D); the others as in `attend`.
+    """Return dL/dQ, dL/dK and dL/dV for dL/dO (B K, L G, D); the others as in `attend`.
 
     dV = P^T dO    dP = dO V^T    dS = P (dP - rowsum(dP P))    dZ = (1 - tanh^2(Z / c)) dS
     dQ = s dZ K    dK = s dZ^T Q
     """
-    dp = dout @ v.mT
+    dp = dout @ v.mT  # (B K, L G, N), as dz, which holds s dZ
     dz = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(s)  # eq. (21) of docs/math.md
     if t is not None:
         dz = dz * (1 - t * t)

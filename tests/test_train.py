@@ -73,7 +73,7 @@ def test_a_run_leaves_the_files_of_the_contract(run, model_folder):
         for name, (low, high) in evaluation["intervals"][when].items():
             assert low <= measures[name] <= high
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary["seconds"]) == {"load", "reference", "train", "evaluate", "merge"}
+    assert set(summary["seconds"]) == {"load", "reference", "prepare", "train", "evaluate", "merge"}
     assert summary["steps"] == len(log(folder)) == 4  # 10 pairs an epoch, 8 a step, 2 epochs
     assert summary["pairs"] == 20
     assert summary["tokens"]["as_pairs"] > 2 * summary["tokens"]["as_tries"]
