@@ -91,6 +91,10 @@ def test_the_blocks_take_the_bytes_that_are_planned():
     assert packed_bytes(adapted(dtype=torch.float32)) == 0
 
 
+class OtherLinear(nn.Linear):
+    """A linear layer with a way of its own."""
+
+
 def test_elsewhere_layers_stay_as_they_are(monkeypatch):
     def count(model, on=True):
         with packed(model, on) as found:
@@ -99,6 +103,10 @@ def test_elsewhere_layers_stay_as_they_are(monkeypatch):
     assert count(adapted()) == 4 * 7
     assert count(adapted(dtype=torch.float32)) == count(adapted(), on=False) == 0
     assert count(adapted().to("meta")) == 0
+    model = adapted()
+    model.model.layers[0].mlp.up_proj.__class__ = OtherLinear  # such as a quantised one
+    assert count(model) == 4 * 7 - 1
+    assert type(model.model.layers[0].mlp.up_proj) is OtherLinear
     monkeypatch.setattr(lora.packing, "_in_blocks", lambda weight: weight.flip(0))
     assert not can_pack()
     assert count(adapted()) == 0
