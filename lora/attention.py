@@ -113,7 +113,7 @@ def by_hand(
     given = by_keys(query, keys), key.flatten(0, 1), value.flatten(0, 1), attention_mask, s, softcap
     if torch.compiler.is_compiling():
         out = attend(*given)[0]
-    else:
+    else:  # PyTorch gives `apply` no types
         out = _Attention.apply(*given)  # type: ignore[no-untyped-call]
     return by_heads(out, keys, groups).transpose(1, 2), None
 
@@ -150,10 +150,10 @@ def is_as_above(module: Any) -> bool:
         return False
     groups, cap = module.num_key_value_groups, getattr(module, "attn_logit_softcapping", None)
     q, k, v = (torch.sin(1.7 * torch.arange(n * 12.0)).view(1, n, 3, 4) for n in (2 * groups, 2, 2))
-    mask = torch.full((1, 1, 3, 3), torch.finfo(q.dtype).min).triu(1)
+    given = q, k, v.flip(2), torch.full((1, 1, 3, 3), torch.finfo(q.dtype).min).triu(1)
     how = {"scaling": 0.3} | ({"softcap": cap} if cap else {})
     try:
-        expected = eager(module, q, k, v.flip(2), mask, dropout=0.0, **how)[0]
-        return torch.allclose(by_hand(module, q, k, v.flip(2), mask, **how)[0], expected, atol=1e-5)
+        expected = eager(module, *given, dropout=0.0, **how)[0]
+        return torch.allclose(by_hand(module, *given, **how)[0], expected, atol=1e-5)
     except (AttributeError, RuntimeError, TypeError):
         return False
