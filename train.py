@@ -139,6 +139,7 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
             columns = (logps[chosen], logps[rejected], batch.weights, batch.questions)
             seen.append(dpo.pair_columns(result, *columns))
             as_pairs, fed = as_pairs + batch.as_pairs, fed + batch.fed
+            del logps, result, columns  # or bits of their graph split up the next one's memory
         return torch.cat(seen, 1).cpu(), as_pairs, fed
 
     def save(step: int) -> None:
@@ -232,10 +233,9 @@ def job(config: Config, folder: Path, point: Checkpoint | None, stop: Stop, worl
     if config.merge:
         print_merge(write_merged(model, base, folder, config.merge_dtype, from_files=sharded))
     clock.lap("merge")
-    facts = summary(config, base.name, device, steps, clock, {
-        "tokens": tokens, "skipped": skipped, "best": best, "audit": questions.report.figures,
-        "planned_memory_bytes": planned.peak,
-    })  # fmt: skip
+    counted = {"tokens": tokens, "skipped": skipped, "best": best}
+    counted |= {"audit": questions.report.figures, "planned_memory_bytes": planned.peak}
+    facts = summary(config, base.name, device, steps, clock, counted)
     write_json(folder / "summary.json", facts)
     write_card(folder)
     print_summary(folder, found, facts)

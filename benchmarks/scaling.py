@@ -33,7 +33,8 @@ from workspace import peak_memory
 START = {"K": 4, "prompt": 24, "answer": 16, "questions": 8, "vocabulary": 256000, "rank": 8}
 GROW = {
     "K": (1, 2, 4, 8), "prompt": (24, 100, 400), "answer": (8, 16, 64),
-    "questions": (2, 8, 32, 128), "vocabulary": (32768, 131072, 256000), "rank": (4, 8, 64, 256),
+    "questions": (2, 8, 32, 64, 128), "vocabulary": (32768, 131072, 256000),
+    "rank": (4, 8, 64, 256),
 }  # fmt: skip
 
 
@@ -77,9 +78,11 @@ def measured(model, point):
             sides = (logps[batch.chosen], logps[batch.rejected])
             result = dpo.dpo_loss(*sides, zero[batch.chosen], zero[batch.rejected])
             (result.loss @ batch.weights).backward()
+            last = logps[0].detach()
+            del logps, sides, result  # as the loop of train.py does
         optimizer.step()
         optimizer.zero_grad()
-        return float(logps[0].detach())
+        return float(last)
 
     steps = [[question() for _ in range(point["questions"])] for _ in range(3)]
     for weight in model.parameters():  # read from disk before, so that a step is not charged for it
