@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import weakref
 from typing import get_args
 
 import pytest
@@ -120,6 +121,38 @@ def test_logged_metrics_do_not_depend_on_micro_batches(run, monkeypatch):
     assert whole[0]["grad_norm"] == pytest.approx(single[0]["grad_norm"], rel=1e-5)
     for a, b in zip(whole, single, strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+class Witnessed(torch.autograd.Function):
+    """The identity; what is hung on its context lives as long as the graph that it is part of."""
+
+    @staticmethod
+    def forward(ctx, logps, witness):
+        ctx.witness = witness
+        return logps.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+class Witness:
+    """Something that a weak reference can point to."""
+
+
+def test_the_graph_of_a_micro_batch_is_gone_before_the_next_one_is_made(run, monkeypatch):
+    """Its tensors go with the backward pass; its thousand nodes would split up the memory."""
+    monkeypatch.setitem(train.TOKENS, "train", 1)
+    real, graphs, left = train.dpo.answer_logps, [], []
+
+    def watched(model, trees):
+        left.append(sum(graph() is not None for graph in graphs))
+        graphs.append(weakref.ref(witness := Witness()))
+        return Witnessed.apply(real(model, trees), witness)
+
+    monkeypatch.setattr(train.dpo, "answer_logps", watched)
+    run("out", max_steps=2, merge=False)
+    assert len(graphs) > 2 and left == [0] * len(graphs)
 
 
 def test_plain_rows_train_to_the_same_adapter_as_tries(run, monkeypatch):
