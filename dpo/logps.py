@@ -195,11 +195,14 @@ class _OtherWords(torch.autograd.Function):
         slack, light = torch.finfo(weight.dtype).eps / 2, LIGHT / len(weight)
         tile = words_in_a_tile(rows, hidden.device.type)
         home, word = targets // tile, targets % tile
+        # Allocated once, since tiles of many sizes would split up the heap.
+        product, scores = weight.new_empty(tile, rows), m.new_empty(tile, rows)
         for number, start in enumerate(range(0, weight.shape[0], tile)):
             part = weight[start : start + tile]  # (T, H)
             bias = None if head.bias is None else head.bias[start : start + tile, None]
             # W h^T and not h W^T: for its products a CPU then rearranges the few rows of h, not W.
-            z, slope = _logits((part @ narrow.T).to(wide), bias, head)  # (T, D)
+            z = torch.mm(part, narrow.T, out=product[: len(part)])
+            z, slope = _logits(scores[: len(part)].copy_(z), bias, head)  # (T, D)
             barred = torch.where(home == number, -torch.inf, 0.0).to(wide)  # 0: in another tile
             z.index_put_((word.clamp(max=len(part) - 1), node), barred, accumulate=True)
             fold = math.gcd(len(part), FOLD)
@@ -216,7 +219,7 @@ class _OtherWords(torch.autograd.Function):
                 if hidden.is_cpu:  # elsewhere the host would wait for the device
                     left_out.mul_(shrink)
                     z, part = _words_that_count(z, sums, part, slack * total, left_out, light)
-                mean.mul_(shrink[:, None]).add_(z.to(part.dtype).T @ part)
+                mean.mul_(shrink[:, None]).add_(product[: len(z)].copy_(z).T @ part)
             m = new_m
         if need_grad:
             least = torch.finfo(wide).tiny  # a total of 0: every word is a target
