@@ -63,9 +63,10 @@ def step_times():
 
 def ours(task):
     """Run train.py's own `run`, with a cache of its own."""
-    import train
     import workspace
     from config import Config
+
+    import train
 
     cache, times = Path(task["cache"]), step_times()
     train.cache_folder = workspace.cache_folder = lambda name: cache / name
@@ -230,6 +231,7 @@ def draw(curves, path):
 def rows_of(csv, held_out):
     """Return what TRL trains on: the pairs of the questions that ours does not hold out."""
     from config import Config
+
     from data import load_preferences, split_by_prompt
     from data.templates import ANSWER_FORMAT, PROMPT_FORMAT
 

@@ -27,7 +27,10 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import dpo.reference
 import torch
+from config import Config
+from lora.packing import PackedLinear
 from one_base import base_loaded_once
 from torch import nn
 from torch.autograd import DeviceType
@@ -35,11 +38,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import data
 import dpo
-import dpo.reference
 import train
-from config import Config
 from lora.layer import LoRALinear
-from lora.packing import PackedLinear
 
 
 def once(args, csv, folder):

@@ -19,8 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import checkpoint
-import train
 from config import Config
+
+import train
 
 
 def main():

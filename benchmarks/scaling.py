@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from one_base import base_loaded_once
 from torch import nn
+from workspace import peak_memory
 
 import dpo
 import lora
 from data import EncodedQuestion, step_batches
 from train import TOKENS
-from workspace import peak_memory
 
 START = {"K": 4, "prompt": 24, "answer": 16, "questions": 8, "vocabulary": 256000, "rank": 8}
 GROW = {

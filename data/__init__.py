@@ -1,6 +1,7 @@
 """Preferences as token tries: reading, encoding, merging, ordering. Imports nothing local."""
 
 from data.batches import (
+    Pair,
     PairBatch,
     Steps,
     epoch_order,
@@ -8,49 +9,17 @@ from data.batches import (
     split_by_prompt,
     step_batches,
 )
-from data.encode import EncodedQuestion, Encoding, encode, encoding_file, of_all_lengths
+from data.encode import (
+    EncodedQuestion,
+    Encoding,
+    TextSettings,
+    encode,
+    encoding_file,
+    of_all_lengths,
+)
 from data.gather import Reading, choose_source, load_preferences, read_preferences
-from data.prepare import Prepared, prepare
+from data.prepare import Prepared, Split, prepare
 from data.question import DataError, Preference, Turn
 from data.report import Report, examine
 from data.table import Table
-from data.trees import (
-    TreeBatch,
-    Trie,
-    ancestor_mask,
-    build_trie,
-    collate,
-    question_tries,
-)
-
-__all__ = [
-    "DataError",
-    "EncodedQuestion",
-    "Encoding",
-    "PairBatch",
-    "Preference",
-    "Prepared",
-    "Reading",
-    "Report",
-    "Steps",
-    "Table",
-    "TreeBatch",
-    "Trie",
-    "Turn",
-    "ancestor_mask",
-    "build_trie",
-    "choose_source",
-    "collate",
-    "encode",
-    "encoding_file",
-    "epoch_order",
-    "examine",
-    "load_preferences",
-    "micro_batches",
-    "of_all_lengths",
-    "prepare",
-    "question_tries",
-    "read_preferences",
-    "split_by_prompt",
-    "step_batches",
-]
+from data.trees import TreeBatch, Trie, ancestor_mask, build_trie, collate, question_tries

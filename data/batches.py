@@ -172,7 +172,7 @@ def step_batches(
 ) -> Iterator[PairBatch]:
     """Yield the micro-batches of one optimizer step; pairs of a question meet in one trie.
 
-    Of several processes, number `share[0]` of `share[1]` gets every so manyth question.
+    Of several processes, process `share[0]` of `share[1]` gets every `share[1]`-th question.
 
     `weight_by="question"` gives a pair 1 / K of its question's weight, where the question has K
     rejected answers in all, so that every question weighs the same in an epoch.

@@ -126,7 +126,6 @@ def parse_row(place: str, row: Mapping[str, Any], columns: Columns) -> Parsed:
     correct: list[str] = []
     if "correct" in cell and cell["correct"].value is not None:
         correct = [cell["correct"].text(side) for side in cell["correct"].sides(truthfulqa)]
-    system = cell["system"].text(cell["system"].value) if "system" in cell else ""
     category = cell["category"].label() if "category" in cell else ""
 
     completions = cell.get("completions")
@@ -146,11 +145,7 @@ def parse_row(place: str, row: Mapping[str, Any], columns: Columns) -> Parsed:
         return None, [*notes, Note(NO_CHOSEN, place)]
     if turns[-1].role != "user":
         raise DataError(f"{place}: the turn before the answer is by {turns[-1].role!r}, not 'user'")
-    history = turns[:-1]
-    if system.strip() and Turn("system", system) not in history[:1]:
-        if history and history[0].role == "system":
-            raise cell["system"].wrong("the conversation begins with another system message")
-        history = (Turn("system", system), *history)
+    history = _with_system(turns[:-1], cell.get("system"))
     notes += [Note(EMPTY, place) for a in (*answers, *correct) if not a.strip()]
     preference = Preference(
         prompt=turns[-1].text,
@@ -246,6 +241,16 @@ class _Cell:
         below: list[Side] = [text for score, text in found if score < best]
         ties = sum(score == best for score, _ in found) - 1
         return [chosen, *below], [Note(TIED, self.place)] * ties
+
+
+def _with_system(history: Turns, cell: _Cell | None) -> Turns:
+    """Put the system message of a column of its own before the turns, unless it is there."""
+    system = cell.text(cell.value) if cell else ""
+    if not cell or not system.strip() or Turn("system", system) in history[:1]:
+        return history
+    if history and history[0].role == "system":
+        raise cell.wrong("the conversation begins with another system message")
+    return (Turn("system", system), *history)
 
 
 def _split(

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,14 +17,23 @@ from data.trees import Tokens, trie_size
 Truncate = Literal["drop", "prompt", "never"]
 
 
-class TextSettings(TypedDict):
-    """What of the settings decides the ids: the keywords of `encode`."""
+class TextSettings(NamedTuple):
+    """What of the settings decides the ids.
 
-    template: Template
-    max_length: int | None
-    truncate: Truncate
-    prompt_format: str | None
-    answer_format: str | None
+    Args:
+        template: `plain` or `chat`.
+        max_length: the longest path, in tokens, BOS and stop token included; None: any.
+        truncate: what becomes of a longer question. `drop` leaves it out with a note, `prompt` cuts
+            the beginning of its prompt behind BOS, `never` refuses. Answers are never cut.
+        prompt_format: of the plain template, `{}` is the text.
+        answer_format: likewise.
+    """
+
+    template: Template = "plain"
+    max_length: int | None = None
+    truncate: Truncate = "drop"
+    prompt_format: str | None = None
+    answer_format: str | None = None
 
 
 class EncodedQuestion(NamedTuple):
@@ -68,11 +77,7 @@ class Encoding(NamedTuple):
 def encode(
     preferences: Sequence[Preference],
     tokenizer: Any,
-    template: Template = "plain",
-    max_length: int | None = None,
-    truncate: Truncate = "drop",
-    prompt_format: str | None = None,
-    answer_format: str | None = None,
+    text: TextSettings = TextSettings(),
     file: Path | None = None,
     watch: Watch = unwatched,
 ) -> Encoding:
@@ -85,12 +90,7 @@ def encode(
     Args:
         preferences: what to encode.
         tokenizer: the model's own.
-        template: `plain` or `chat`.
-        max_length: the longest path, in tokens, BOS and stop token included; None: any.
-        truncate: what becomes of a longer question. `drop` leaves it out with a note, `prompt` cuts
-            the beginning of its prompt behind BOS, `never` refuses. Answers are never cut.
-        prompt_format: of the plain template, `{}` is the text.
-        answer_format: likewise.
+        text: how they become text, and how long that may be.
         file: where the ids are kept, memory-mapped; None keeps them in memory.
         watch: shows progress.
 
@@ -100,14 +100,12 @@ def encode(
     """
     rows = open_rows(file)
     if rows is None:
-        formats = (prompt_format, answer_format)
-        encoded = _rows(preferences, tokenizer, template, formats, max_length, truncate, watch)
-        rows = write_rows(encoded, _features(), file)
+        rows = write_rows(_rows(preferences, tokenizer, text, watch), _features(), file)
     columns = rows.data
     pairs = columns.column("pairs").to_numpy()
     if not pairs.any():
         left = "; ".join(f"{reason}: {n}" for reason, (n, _) in count_notes(rows).items())
-        longer = f"; --max-length is {max_length} tokens" if TOO_LONG in left else ""
+        longer = f"; --max-length is {text.max_length} tokens" if TOO_LONG in left else ""
         raise DataError(f"no question is left to train on: {left}{longer}")
     return Encoding(
         Table(rows, _as_encoded, np.flatnonzero(pairs)),
@@ -119,7 +117,7 @@ def encode(
 
 
 def encoding_file(
-    folder: Path, reading: Reading, tokenizer: Any, settings: TextSettings
+    folder: Path, reading: Reading, tokenizer: Any, text: TextSettings
 ) -> Path | None:
     """Return where the ids of a large source are kept: content, tokenizer and settings name it."""
     if reading.small:
@@ -128,7 +126,7 @@ def encoding_file(
     how = backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))
     digest = hashlib.sha256(f"{how} {tokenizer.chat_template}".encode()).hexdigest()
     ids = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    return folder / f"{key_of(reading.key, digest, ids, settings)}.tokens.arrow"
+    return folder / f"{key_of(reading.key, digest, ids, text._asdict())}.tokens.arrow"
 
 
 def of_all_lengths(questions: Table[EncodedQuestion], count: int = 8) -> list[EncodedQuestion]:
@@ -141,74 +139,74 @@ def of_all_lengths(questions: Table[EncodedQuestion], count: int = 8) -> list[En
 
 
 def _rows(
-    preferences: Sequence[Preference],
-    tokenizer: Any,
-    template: Template,
-    formats: tuple[str | None, str | None],
-    max_length: int | None,
-    truncate: Truncate,
-    watch: Watch,
+    preferences: Sequence[Preference], tokenizer: Any, text: TextSettings, watch: Watch
 ) -> Iterator[dict[str, Any]]:
     """Encode many questions at once, since the tokenizer works on a list in parallel."""
     numbered = getattr(preferences, "rows", range(len(preferences)))
-    bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-    unknown = tokenizer.unk_token_id
-    frame = chat_frame(tokenizer) if template == "chat" else None
+    frame = chat_frame(tokenizer) if text.template == "chat" else None
+    formats = (text.prompt_format, text.answer_format)
     items = iter(zip(numbered, watch(preferences, "Encoding", len(preferences)), strict=True))
     while some := list(itertools.islice(items, ROWS_AT_ONCE)):
-        texts = [render(p, tokenizer, template, *formats, frame) for _, p in some]
-        tokenized = _tokenize(texts, tokenizer, template, frame)
+        texts = [render(p, tokenizer, text.template, *formats, frame) for _, p in some]
+        tokenized = _tokenize(texts, tokenizer, text.template, frame)
         for (number, p), rendered in zip(some, texts, strict=True):
             try:
                 prompt, answers, merges = next(tokenized)
             except DataError as error:
                 raise DataError(f"{p.place}: {error}") from error
             ended = [(*ids, rendered.stop) for ids in answers]
-            n = 1 + len(p.rejected)
-            different = [a for a in ended[1:n] if a != ended[0]]
-            rejected = tuple(dict.fromkeys(different))
-            notes = [Note(SAME_TOKENS, p.place)] * (n - 1 - len(different))
-            notes += [Note(REPEATED, p.place)] * (len(different) - len(rejected))
-            correct = tuple(ended[n:])
-            question = EncodedQuestion(bos + prompt, ended[0], rejected, correct, p.category)
-            longest = max(map(len, question.answers))
-            if max_length and len(question.prompt) + longest > max_length:
-                room = max_length - longest - len(bos)
-                if truncate == "never":
-                    raise DataError(
-                        f"{p.place or repr(p.prompt)}: {len(question.prompt) + longest} tokens, "
-                        f"more than --max-length {max_length}; raise it, or say --truncate drop "
-                        "or prompt"
-                    )
-                if truncate == "prompt" and room > 0:
-                    question = question._replace(prompt=bos + prompt[-room:])
-                    notes.append(Note(CUT, p.place))
-                else:
-                    question = question._replace(rejected=())
-                    notes.append(Note(TOO_LONG, f"{p.place} {p.prompt[:60]!r}".strip()))
-            asked = [turn.text for turn in p.history if turn.role == "user"]
-            ids = list(itertools.chain(question.prompt, *question.answers))
-            yield {
-                **question._asdict(),
-                "place": p.place,
-                "row": number,
-                "ids_key": text_key(repr(question[:-1])),
-                "key": text_key(loosely("\n".join([*asked, p.prompt]))),
-                "chosen_key": text_key(loosely(p.chosen)),
-                "pairs": len(question.rejected),
-                "prompt_length": len(question.prompt),
-                "length": len(question.prompt) + longest,
-                "as_pairs": sum(
-                    2 * len(question.prompt) + len(question.chosen) + len(a)
-                    for a in question.rejected
-                ),
-                "as_trees": len(question.prompt) + sum(map(len, question.trained)),
-                "as_tries": trie_size(question.prompt, question.trained),
-                "merges": merges,
-                "unknown": 0 if unknown is None else ids.count(unknown),
-                "largest_id": max(ids),
-                "notes": as_notes(notes),
-            }
+            question, notes = _encoded(p, prompt, ended, tokenizer, text)
+            about = {"row": number, "merges": merges, "notes": as_notes(notes)}
+            yield _row(p, question, tokenizer.unk_token_id) | about
+
+
+def _encoded(
+    p: Preference, prompt: Tokens, answers: list[Tokens], tokenizer: Any, text: TextSettings
+) -> tuple[EncodedQuestion, list[Note]]:
+    """Return a question of these ids within the longest length, and what was left out or cut."""
+    bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    n = 1 + len(p.rejected)
+    different = [answer for answer in answers[1:n] if answer != answers[0]]
+    rejected = tuple(dict.fromkeys(different))
+    notes = [Note(SAME_TOKENS, p.place)] * (n - 1 - len(different))
+    notes += [Note(REPEATED, p.place)] * (len(different) - len(rejected))
+    question = EncodedQuestion(bos + prompt, answers[0], rejected, tuple(answers[n:]), p.category)
+    longest = max(map(len, question.answers))
+    length = len(question.prompt) + longest
+    if not text.max_length or length <= text.max_length:
+        return question, notes
+    room = text.max_length - longest - len(bos)
+    if text.truncate == "never":
+        raise DataError(
+            f"{p.place or repr(p.prompt)}: {length} tokens, more than --max-length "
+            f"{text.max_length}; raise it, or say --truncate drop or prompt"
+        )
+    if text.truncate == "prompt" and room > 0:
+        return question._replace(prompt=bos + prompt[-room:]), [*notes, Note(CUT, p.place)]
+    too_long = Note(TOO_LONG, f"{p.place} {p.prompt[:60]!r}".strip())
+    return question._replace(rejected=()), [*notes, too_long]
+
+
+def _row(p: Preference, question: EncodedQuestion, unknown: int | None) -> dict[str, Any]:
+    """Return a question as it is kept, with the numbers that order, split and report need."""
+    asked = [turn.text for turn in p.history if turn.role == "user"]
+    ids = list(itertools.chain(question.prompt, *question.answers))
+    twice = 2 * len(question.prompt) + len(question.chosen)
+    return {
+        **question._asdict(),
+        "place": p.place,
+        "ids_key": text_key(repr(question[:-1])),
+        "key": text_key(loosely("\n".join([*asked, p.prompt]))),
+        "chosen_key": text_key(loosely(p.chosen)),
+        "pairs": len(question.rejected),
+        "prompt_length": len(question.prompt),
+        "length": len(question.prompt) + max(map(len, question.answers)),
+        "as_pairs": sum(twice + len(answer) for answer in question.rejected),
+        "as_trees": len(question.prompt) + sum(map(len, question.trained)),
+        "as_tries": trie_size(question.prompt, question.trained),
+        "unknown": 0 if unknown is None else ids.count(unknown),
+        "largest_id": max(ids),
+    }
 
 
 def _tokenize(

@@ -45,33 +45,34 @@ def unwatched(items: Iterable[Any], label: str, total: int | None) -> Iterable[A
 class Reading(NamedTuple):
     """A source as it was understood."""
 
+    source: str
     preferences: Table[Preference]
     columns: str  # which column was read as what
-    key: str  # changes when the source or its reading does
-    small: bool
+    key: str = ""  # of a large source; changes when the source or its reading does
+
+    @property
+    def small(self) -> bool:
+        """Tell whether the source is read anew every time instead of stored."""
+        return not self.key
 
 
-def load_preferences(
-    source: str, columns: str | None = None, token: str | None = None
-) -> list[Preference]:
+def load_preferences(source: str, columns: str | None = None) -> list[Preference]:
     """Read every preference of a source into a list; `read_preferences` does it at any size.
 
     Args:
         source: `builtin`, `truthfulqa`, a CSV, JSON, JSONL or Parquet file, a `save_to_disk`
             folder, or a Hub data set `owner/name[:config[:split]]`.
         columns: `prompt=...,chosen=...,rejected=...` where the names do not tell.
-        token: for private data sets.
 
     Raises:
         DataError: the source does not exist, cannot be read, or holds a row that is no preference.
     """
-    return list(read_preferences(source, columns, token).preferences)
+    return list(read_preferences(source, columns).preferences)
 
 
 def read_preferences(
     source: str,
     columns: str | None = None,
-    token: str | None = None,
     folder: Path | None = None,
     watch: Watch = unwatched,
 ) -> Reading:
@@ -80,17 +81,18 @@ def read_preferences(
     Raises:
         DataError: as `load_preferences`.
     """
-    opened = open_source(source, token)
+    opened = open_source(source)
+    state = opened.state()
     read = recognise(opened.columns, columns, source)
-    key = key_of(source, opened.key, read)
-    small = folder is None or opened.size < SMALL
-    file = None if small or folder is None else folder / f"{key}.questions.arrow"
+    large = folder is not None and opened.size >= SMALL
+    key = key_of(source, opened.key(), read) if large else ""
+    file = folder / f"{key}.questions.arrow" if folder and large else None
     questions = open_rows(file)
     if questions is None:
         with tempfile.TemporaryDirectory(prefix="trie-dpo-", dir=_beside(file)) as scratch:
             first = file and Path(scratch) / "rows.arrow"
             rows = write_rows(_parsed(opened, read, bool(columns), watch), text_features(), first)
-            if open_source(source, token).key != opened.key:
+            if opened.state() != state:
                 raise DataError(f"{source} changed while it was read; start again")
             questions = write_rows(_settled(rows, watch), text_features(), file)
     kept = np.flatnonzero(_lengths(questions, "rejected"))
@@ -98,7 +100,7 @@ def read_preferences(
         left = "; ".join(f"{reason}: {n}" for reason, (n, _) in count_notes(questions).items())
         raise DataError(f"{source} holds no question{f' to train on: {left}' if left else ''}")
     table = Table(questions, as_preference, kept)
-    return Reading(table, describe(read, opened.columns), key, small)
+    return Reading(source, table, describe(read, opened.columns), key)
 
 
 def _beside(file: Path | None) -> Path | None:

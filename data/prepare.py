@@ -26,19 +26,24 @@ class Prepared(NamedTuple):
         return hashlib.sha256(self.train.column("ids_key").tobytes()).hexdigest()
 
     @property
-    def few(self) -> list[EncodedQuestion]:
+    def check_questions(self) -> list[EncodedQuestion]:
         """Return some questions of all lengths, the longest first."""
         return of_all_lengths(self.every)
 
 
+class Split(NamedTuple):
+    """Which questions are held out."""
+
+    fraction: float
+    seed: int
+
+
 def prepare(
-    source: str,
     reading: Reading,
     tokenizer: Any,
-    settings: TextSettings,
+    text: TextSettings,
+    split: Split,
     folder: Path,
-    eval_fraction: float,
-    seed: int,
     watch: Watch = unwatched,
 ) -> Prepared:
     """Encode what was read, hold some questions out, and report; `folder` keeps large sources.
@@ -46,10 +51,10 @@ def prepare(
     Raises:
         DataError: as `encode` and `split_by_prompt`.
     """
-    file = encoding_file(folder, reading, tokenizer, settings)
-    encoding = encode(reading.preferences, tokenizer, **settings, file=file, watch=watch)
+    file = encoding_file(folder, reading, tokenizer, text)
+    encoding = encode(reading.preferences, tokenizer, text, file, watch)
     questions = encoding.questions
-    split = split_by_prompt(questions.column("key").tolist(), eval_fraction, seed)
-    report = examine(source, reading, encoding, tokenizer, split, settings)
-    train, held_out = map(questions.select, split)
+    sides = split_by_prompt(questions.column("key").tolist(), split.fraction, split.seed)
+    report = examine(reading, encoding, tokenizer, sides, text)
+    train, held_out = map(questions.select, sides)
     return Prepared(train, held_out, questions, encoding.largest_id, report)

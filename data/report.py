@@ -50,7 +50,6 @@ def shortcuts(preferences: Sequence[Preference]) -> Shortcuts:
 
 
 def examine(
-    source: str,
     reading: Reading,
     encoding: Encoding,
     tokenizer: Any,
@@ -70,13 +69,13 @@ def examine(
     style = shortcuts(list(some))
     fewer = tokens["as_pairs"] / tokens["as_tries"]
     form = "the tokenizer's own chat template"
-    if settings["template"] == "plain":
-        asked, answered = settings["prompt_format"], settings["answer_format"]
+    if settings.template == "plain":
+        asked, answered = settings.prompt_format, settings.answer_format
         form = f"plain, {asked or PROMPT_FORMAT!r} then {answered or ANSWER_FORMAT!r}"
         if some[0].verbatim and not asked:
             form = "plain, the texts as they stand (the prompt is how they begin alike)"
     lines = [
-        ("data", f"{source}: {len(questions):,} questions, {pairs.sum():,} pairs, "
+        ("data", f"{reading.source}: {len(questions):,} questions, {pairs.sum():,} pairs, "
                  f"{pairs.mean():.1f} to a question ({pairs.min()} to {pairs.max()})"),
         ("read as", reading.columns),
         ("text", form),

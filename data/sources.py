@@ -34,10 +34,11 @@ class Source(NamedTuple):
     columns: list[str]
     rows: Callable[[list[str]], Iterator[tuple[str, Row]]]  # columns wanted -> (place, row)
     size: int  # bytes
-    key: str  # changes when the content does
+    key: Callable[[], str]  # changes when the content does; a file is read for it
+    state: Callable[[], Any] = lambda: None  # changes when somebody writes to it
 
 
-def open_source(source: str, token: str | None = None) -> Source:
+def open_source(source: str) -> Source:
     """Open `builtin`, `truthfulqa`, a file, a `save_to_disk` folder or a Hub id.
 
     A Hub id is `owner/name`, `owner/name:config`, `owner/name:config:split` or
@@ -49,7 +50,7 @@ def open_source(source: str, token: str | None = None) -> Source:
     if source == "builtin":
         return _file(BUILTIN)
     if source in ("truthfulqa", TRUTHFULQA):
-        return _hub(f"{TRUTHFULQA}:generation:validation", token)
+        return _hub(f"{TRUTHFULQA}:generation:validation")
     try:
         path = Path(source).expanduser()
     except RuntimeError:  # ~somebody who is not here
@@ -62,7 +63,7 @@ def open_source(source: str, token: str | None = None) -> Source:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     if path.suffix.lower() not in SUFFIXES and re.fullmatch(r"[\w.-]+/[\w.-]+(:[^/]*)*", source):
-        return _hub(source, token)
+        return _hub(source)
     raise DataError(
         f"there is no file {path}; --data takes 'builtin', 'truthfulqa', a file ("
         f"{', '.join(SUFFIXES)}), a folder of save_to_disk, or a data set of the Hub (owner/name)"
@@ -103,8 +104,16 @@ def _file(path: Path) -> Source:
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
-    with path.open("rb") as file:
-        key = hashlib.file_digest(file, "sha256").hexdigest()
+    def key() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def state() -> tuple[int, int, int]:
+        about = path.stat()
+        return about.st_mtime_ns, about.st_size, about.st_ino
+
+    with path.open("rb"):  # or the reason why not
+        pass
     if not path.stat().st_size:
         raise DataError(f"{path} is empty; it needs rows")
     if lines is _csv:
@@ -114,7 +123,7 @@ def _file(path: Path) -> Source:
     else:  # the first rows tell; one that lacks a column complains itself
         first = (row for row, _ in zip(rows([]), range(100), strict=False))
         columns = list(dict.fromkeys(name for _, row in first for name in row))
-    return Source(columns, rows, path.stat().st_size, key)
+    return Source(columns, rows, path.stat().st_size, key, state)
 
 
 def _header(path: Path) -> list[str]:
@@ -138,21 +147,24 @@ def _csv(path: Path, wanted: list[str]) -> Iterator[tuple[str, Row]]:
         reader = _reader(path, file)
         try:
             names = next(reader)
-            for cells in reader:
+            for cells in filter(None, reader):
                 place = f"{_shown(path)}, line {reader.line_num}"
-                if cells and len(cells) != len(names):
-                    raise DataError(
-                        f"{place}: {len(cells)} cells under {len(names)} columns "
-                        f"({', '.join(map(repr, names))}); quote commas, fill missing cells"
-                    )
-                if any("\0" in cell for cell in cells):
-                    raise DataError(f"{place}: a NUL byte, which text has none of; save as UTF-8")
-                if cells:
-                    yield place, dict(zip(names, cells, strict=True))
+                yield place, _record(place, names, cells)
         except csv.Error as error:
             raise DataError(
                 f"{path}, line {reader.line_num}: not a valid CSV ({error}); check the quotes"
             ) from error
+
+
+def _record(place: str, names: list[str], cells: list[str]) -> Row:
+    if len(cells) != len(names):
+        raise DataError(
+            f"{place}: {len(cells)} cells under {len(names)} columns "
+            f"({', '.join(map(repr, names))}); quote commas, fill missing cells"
+        )
+    if any("\0" in cell for cell in cells):
+        raise DataError(f"{place}: a NUL byte, which text has none of; save as UTF-8")
+    return dict(zip(names, cells, strict=True))
 
 
 def _json(path: Path, wanted: list[str]) -> Iterator[tuple[str, Row]]:
@@ -242,7 +254,7 @@ def _folder(path: Path) -> Source:
     return _dataset(str(path), str(path), lambda datasets: datasets.load_from_disk(str(path)))
 
 
-def _hub(source: str, token: str | None) -> Source:
+def _hub(source: str) -> Source:
     name, config, split, *rest = [*source.split(":"), "", ""]
     if rest[2:]:
         raise DataError(f"--data {source}: the form is owner/name:config:split")
@@ -253,7 +265,7 @@ def _hub(source: str, token: str | None) -> Source:
         )
 
     def load(datasets: Any) -> Any:
-        found = datasets.load_dataset(name, config or None, split=split or None, token=token)
+        found = datasets.load_dataset(name, config or None, split=split or None)
         if not isinstance(found, dict):
             return found
         only = next(iter(found)) if len(found) == 1 else "train"
@@ -297,4 +309,7 @@ def _dataset(name: str, described: str, load: Callable[[Any], Any]) -> Source:
                 f"{described} could not be read behind row {number}: {error}"
             ) from error
 
-    return Source(dataset.column_names, rows, dataset.data.nbytes, dataset._fingerprint)
+    def key() -> str:
+        return str(dataset._fingerprint)
+
+    return Source(dataset.column_names, rows, dataset.data.nbytes, key)

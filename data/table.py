@@ -14,6 +14,7 @@ import numpy as np
 from data.question import DataError, Note
 
 Item = TypeVar("Item")
+Other = TypeVar("Other")
 ROWS_AT_ONCE = 1000
 SMALL = 16 * 2**20  # bytes of a source that is read anew every time instead of stored
 
@@ -49,6 +50,11 @@ class Table(Sequence[Item], Generic[Item]):
     def select(self, numbers: Any) -> Self:
         """Return the items with these numbers, as a table over the same rows."""
         return type(self)(self.dataset, self.read, self.rows[np.asarray(numbers, dtype=np.int64)])
+
+    def map(self, function: Callable[[Item], Other]) -> "Table[Other]":
+        """Return a table of what `function` makes of each item when it is asked for."""
+        read = self.read
+        return Table(self.dataset, lambda row: function(read(row)), self.rows)
 
     def place(self, i: int) -> str:
         """Return where an item was read from: its file and line."""
@@ -95,29 +101,25 @@ def write_rows(rows: Iterable[dict[str, Any]], features: dict[str, Any], file: P
     if file is None:
         table = pyarrow.Table.from_pylist(list(rows), schema=schema)
         return datasets.Dataset(datasets.table.InMemoryTable(table))
-    beside = ""
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # people's texts are their own
-        handle, beside = tempfile.mkstemp(dir=file.parent, suffix=".part")
-        os.close(handle)
-        with ArrowWriter(features=datasets.Features(features), path=beside) as writer:
-            rows = iter(rows)
-            while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
-                writer.write_table(pyarrow.Table.from_pylist(some, schema=schema))
-            writer.finalize()
-        with open(beside, "rb") as written:
-            os.fsync(written.fileno())
-            digest = hashlib.file_digest(written, "sha256").hexdigest()
-        _digest_file(file).write_text(digest, encoding="utf-8")
-        os.replace(beside, file)
+        with tempfile.TemporaryDirectory(prefix="trie-dpo-", dir=file.parent) as scratch:
+            beside = Path(scratch) / file.name
+            with ArrowWriter(features=datasets.Features(features), path=str(beside)) as writer:
+                rows = iter(rows)
+                while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
+                    writer.write_table(pyarrow.Table.from_pylist(some, schema=schema))
+                writer.finalize()
+            with beside.open("rb") as written:
+                os.fsync(written.fileno())
+                digest = hashlib.file_digest(written, "sha256").hexdigest()
+            _digest_file(file).write_text(digest, encoding="utf-8")
+            os.replace(beside, file)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(
             f"the encoded data cannot be kept in {file.parent}: {error}; free space there, or set "
             "XDG_CACHE_HOME to another folder"
         ) from error
-    finally:
-        if beside:
-            Path(beside).unlink(missing_ok=True)
     return datasets.Dataset.from_file(str(file))
 
 

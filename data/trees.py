@@ -24,15 +24,9 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from data.rows import pack_rows, row_length
+
 Tokens = tuple[int, ...]
-
-ROW_TOKENS = (
-    256  # short tries are packed into rows of about this length; attention stays cheap there
-)
-
-MULTIPLE = (
-    16  # of which rows are long: every other shape costs a CPU's matrix library time and memory
-)
 
 
 class Trie(NamedTuple):
@@ -88,7 +82,16 @@ def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
     edge_from: list[int] = []
     edge_token: list[int] = []
     paths: list[list[int]] = [[] for _ in answers]
-    node_of: dict[int, int] = {}  # edge -> the node its token became, once it has a child
+    node_of: dict[int, int] = {}  # edge -> the node its token became
+
+    def fed(edge: int) -> int:
+        """Return the node of an edge's token, which is fed as soon as something follows it."""
+        if edge not in node_of:
+            node_of[edge] = len(tokens)
+            parents.append(edge_from[edge])
+            depths.append(depths[edge_from[edge]] + 1)
+            tokens.append(edge_token[edge])
+        return node_of[edge]
 
     previous: Tokens = ()
     path: list[int] = []  # the edges of `previous`
@@ -96,18 +99,9 @@ def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
         answer = answers[k]
         path = path[: common_prefix(previous, answer)]
         for token in answer[len(path) :]:
-            node = len(prompt) - 1
-            if path:
-                edge = path[-1]
-                if edge not in node_of:  # its first child: now the token has to be fed
-                    node_of[edge] = len(tokens)
-                    parents.append(edge_from[edge])
-                    depths.append(depths[edge_from[edge]] + 1)
-                    tokens.append(edge_token[edge])
-                node = node_of[edge]
-            path.append(len(edge_from))
-            edge_from.append(node)
+            edge_from.append(fed(path[-1]) if path else len(prompt) - 1)
             edge_token.append(token)
+            path.append(len(edge_from) - 1)
         paths[k] = path
         previous = answer
 
@@ -146,7 +140,7 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
     With `shared=False` every trie must be a single path and gets a row of its own.
     """
     sizes = [len(trie.tokens) for trie in tries]
-    place = packed(sizes) if shared else [(row, 0) for row in range(len(tries))]
+    place = pack_rows(sizes) if shared else [(row, 0) for row in range(len(tries))]
     rows = 1 + max(row for row, _ in place)
     longest = max(column + size for (_, column), size in zip(place, sizes, strict=True))
     length = row_length(longest) if shared else longest
@@ -187,30 +181,6 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
         answers=answers,
         shared=shared,
     )
-
-
-def packed(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (row, first column) for tries of these sizes, with as little padding as may be.
-
-    For each number of rows, the longest goes first and each into the emptiest row, which keeps rows
-    near one length (LPT, Graham 1969); the number of rows whose padded area is smallest is taken.
-    """
-
-    def plan(rows: int) -> tuple[int, list[tuple[int, int]]]:
-        used, place = [0] * rows, [(0, 0)] * len(sizes)
-        for k in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
-            row = used.index(min(used))
-            place[k] = (row, used[row])
-            used[row] += sizes[k]
-        return rows * row_length(max(used)), place
-
-    fewest = -(-sum(sizes) // ROW_TOKENS)
-    return min(map(plan, range(fewest, 2 * fewest + 1)), key=lambda found: found[0])[1]
-
-
-def row_length(longest: int) -> int:
-    """Return how long rows are whose fullest has so many tokens."""
-    return -(-longest // MULTIPLE) * MULTIPLE
 
 
 def question_tries(prompt: Tokens, answers: Sequence[Tokens], shared: bool = True) -> list[Trie]:

@@ -1,19 +1,30 @@
 """When memory runs out: the same work again with half the tokens at once."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
-Result = TypeVar("Result")
 SMALLEST = 16  # tokens; a question larger than the budget goes alone in any case
+
+
+class Budgets(NamedTuple):
+    """Tokens that are fed at once."""
+
+    train: int = 2048
+    score: int = 4096
+    plain: int = 512  # plain rows keep all their logits
+
+    def fewer(self, share: int) -> "Budgets":
+        """Return a share of each."""
+        return Budgets(*(tokens // share for tokens in self))
 
 
 class OutOfMemory(RuntimeError):
     """Not even one question at a time fits; the message says what to change."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Tell whether a device or the machine ran out of memory; a CPU says so in a plain error."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -23,43 +34,61 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def within_memory(
-    work: Callable[[int], Result],
-    budget: int,
-    undo: Callable[[], None] = lambda: None,
-    alone: bool = True,
-) -> tuple[Result, int]:
-    """Return (work(budget), budget); where memory runs out, undo it and try half the budget.
+class TokenBudget:
+    """The tokens that may be fed at once, as a context; halved where memory runs out within it.
 
-    The random generators start again where they were. Gradients do not depend on how a step is cut
-    into micro-batches, so that only time is lost. Where this process is not `alone`, others wait
-    for it in the middle of the work, and it cannot be tried again.
+        while True:
+            with budget:
+                return work(budget.tokens)
 
-    Raises:
-        OutOfMemory: the budget cannot be halved any more, or not alone.
+    Then the block ends without an error, so that the work is done once more, and the random
+    generators start again where they were. Gradients do not depend on how a step is cut into
+    micro-batches: only time is lost.
+
+    Args:
+        tokens: to begin with.
+        undo: takes back what the block had done.
+        alone: False where other processes wait in the middle of the work, which then cannot be
+            tried again.
     """
-    random = torch.get_rng_state()
-    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    while True:
-        try:
-            return work(budget), budget
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if not alone:
-                raise OutOfMemory(
-                    "out of memory; try --checkpointing on, a shorter --max-length, more processes"
-                ) from error
-            if budget // 2 < SMALLEST:
-                raise OutOfMemory(
-                    "out of memory even with one question at a time; use a shorter --max-length, a "
-                    "lower --rank, --quantize nf4 or a smaller model"
-                ) from error
-        # outside of the handler, which would keep the failed work's tensors alive
-        budget //= 2
-        undo()
-        torch.set_rng_state(random)
-        if on_gpu is not None:
+
+    def __init__(
+        self, tokens: int, undo: Callable[[], Any] = lambda: None, alone: bool = True
+    ) -> None:
+        self.tokens, self.undo, self.alone = tokens, undo, alone
+        self._failed = False
+
+    def __enter__(self) -> "TokenBudget":
+        on_gpu = torch.cuda.is_available()
+        if self._failed and on_gpu:  # only now are the failed work's tensors gone
             torch.cuda.empty_cache()
+        self._failed = False
+        self._random = torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        """Halve the budget where memory ran out; let any other error pass.
+
+        Raises:
+            OutOfMemory: the budget cannot be halved any more, or not alone.
+        """
+        if not is_out_of_memory(error):
+            return False
+        if not self.alone:
+            raise OutOfMemory(
+                "out of memory; try --checkpointing on, a shorter --max-length, more processes"
+            ) from error
+        if self.tokens // 2 < SMALLEST:
+            raise OutOfMemory(
+                "out of memory even with one question at a time; use a shorter --max-length, a "
+                "lower --rank, --quantize nf4 or a smaller model"
+            ) from error
+        self.tokens //= 2
+        self._failed = True
+        self.undo()
+        on_cpu, on_gpu = self._random
+        torch.set_rng_state(on_cpu)
+        if on_gpu is not None:
             torch.cuda.set_rng_state(on_gpu)
-        print(f"Out of memory: going on with {budget} tokens at once.", flush=True)
+        print(f"Out of memory: going on with {self.tokens} tokens at once.", flush=True)
+        return True

@@ -1,51 +1,74 @@
 """What a training step logs, under the field's names."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dpo.loss import DPOLoss
+
+class PairLog(NamedTuple):
+    """What is logged of some pairs; every tensor is (P,), in nats where not said."""
+
+    loss: Tensor
+    chosen_rewards: Tensor
+    rejected_rewards: Tensor
+    chosen_logps: Tensor  # log pi(y+|x)
+    rejected_logps: Tensor
+    weights: Tensor  # of the pair in its step, whose weights sum to 1
+    questions: Tensor  # the pair's question, a number
 
 
-def pair_columns(
-    result: DPOLoss, chosen: Tensor, rejected: Tensor, weights: Tensor, questions: Tensor
-) -> Tensor:
-    """Stack what is logged of a micro-batch's pairs: (7, P), for `step_metrics` to average.
+class StepLog(NamedTuple):
+    """What is logged of an optimizer step, or of a part of it."""
 
-    Log-probs of the chosen and the rejected answers, the weight of each pair and its question.
-    """
-    return torch.stack([*result, chosen, rejected, weights, questions]).detach()
+    pairs: PairLog
+    as_pairs: int = 0  # tokens that its pairs of whole texts would have, without padding
+    as_tries: int = 0  # tokens fed
+    stopped: int = 0  # a signal that asked for the end
+
+    @classmethod
+    def joined(cls, parts: Iterable["StepLog"], stopped: int = 0) -> "StepLog":
+        """Join the logs of micro-batches, or of processes, in their order."""
+        parts = list(parts) or [cls(PairLog(*torch.zeros(len(PairLog._fields), 0)))]
+        columns = zip(*(part.pairs for part in parts), strict=True)
+        # One copy from a GPU. A float32 holds a question's number exactly up to 2^24.
+        stacked = torch.stack([torch.cat(column).float() for column in columns]).cpu()
+        return cls(
+            PairLog(*stacked),
+            sum(part.as_pairs for part in parts),
+            sum(part.as_tries for part in parts),
+            max(stopped, *(part.stopped for part in parts)),
+        )
 
 
-def step_metrics(columns: Tensor) -> dict[str, float]:
-    """Average `pair_columns` of all pairs of a step: (7, P); log-probs and rewards in nats.
+def step_metrics(log: PairLog) -> dict[str, float]:
+    """Average over the pairs of a step; log-probs and rewards are in nats.
 
     `loss` is what was minimised: weighted as it was. `rewards/accuracies` is the share of pairs
-    whose chosen reward is the higher one; a tie, as every pair is before the first step, counts
-    half, and what float32 rounds off the two log-probs makes no winner. Of the step's questions,
-    `rewards/all_beaten` is the share whose chosen answer beats every rejected one, and
+    whose chosen reward is the higher one. Ties count half, and so do differences that float32's
+    rounding of the two log-probs explains: before the first step every pair is a tie. Of the step's
+    questions, `rewards/all_beaten` is the share whose chosen answer beats every rejected one, and
     `rewards/worst_margin` the mean margin to the strongest of them.
     """
-    loss, chosen_rewards, rejected_rewards, chosen, rejected, weights, questions = columns.cpu()
-    margins = chosen_rewards - rejected_rewards
-    rounding = torch.finfo(torch.float32).eps * (chosen.abs() + rejected.abs())
+    margins = log.chosen_rewards - log.rejected_rewards
+    magnitude = log.chosen_logps.abs() + log.rejected_logps.abs()
+    rounding = torch.finfo(torch.float32).eps * magnitude
     won = (torch.where(margins.abs() <= rounding, 0, margins.sign()) + 1) / 2
-    by_question = [questions == q for q in questions.unique()]
-    worst = torch.stack([margins[one].min() for one in by_question])
+    by_question = [log.questions == q for q in log.questions.unique()]
     logged = {
-        "rewards/chosen": chosen_rewards,
-        "rewards/rejected": rejected_rewards,
+        "rewards/chosen": log.chosen_rewards,
+        "rewards/rejected": log.rejected_rewards,
         "rewards/accuracies": won,
         "rewards/margins": margins,
         "rewards/all_beaten": torch.stack([won[one].min() for one in by_question]),
-        "rewards/worst_margin": worst,
-        "logps/chosen": chosen,
-        "logps/rejected": rejected,
+        "rewards/worst_margin": torch.stack([margins[one].min() for one in by_question]),
+        "logps/chosen": log.chosen_logps,
+        "logps/rejected": log.rejected_logps,
     }
     means = {name: float(values.double().mean()) for name, values in logged.items()}
-    return {"loss": float((loss.double() * weights).sum()), **means}
+    return {"loss": float((log.loss.double() * log.weights).sum()), **means}
 
 
 def not_finite(metrics: Mapping[str, float]) -> str:

@@ -130,13 +130,20 @@ def largest_activation(model: Any, trees: TreeBatch) -> tuple[str, float]:
 
 
 def where_not_finite(
-    model: Any, questions: Table[EncodedQuestion], pairs: Sequence[tuple[int, int]]
+    model: Any,
+    questions: Table[EncodedQuestion],
+    pairs: Sequence[tuple[int, int]],
+    shared: bool = True,
 ) -> str:
-    """Name the questions of a step and the module with the largest activations in it."""
+    """Name the questions of a step and the module with the largest activations in it.
+
+    With `shared=False` they are read as plain rows, for models that tries do not suit.
+    """
     places = dict.fromkeys(questions.place(q) or str(q) for q, _ in pairs)
     largest = ("", 0.0)
     for q in dict.fromkeys(q for q, _ in pairs):
-        trees = collate(question_tries(questions[q].prompt, questions[q].trained))
+        tries = question_tries(questions[q].prompt, questions[q].trained, shared)
+        trees = collate(tries, shared)
         largest = max(
             largest, largest_activation(model, trees.to(model.device)), key=lambda x: x[1]
         )

@@ -1,13 +1,13 @@
 """Adding adapters to a model, and switching them off."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from lora.layer import LoRALinear
-from lora.targets import Targets, by_pattern, match_targets
+from lora.targets import Patterns, Targets, match_targets
 
 
 def add_lora(
@@ -16,9 +16,7 @@ def add_lora(
     alpha: float,
     dropout: float = 0.0,
     target_modules: Targets = ("q_proj", "v_proj"),
-    rslora: bool = False,
-    rank_pattern: Mapping[str, int] | None = None,
-    alpha_pattern: Mapping[str, float] | None = None,
+    patterns: Patterns = Patterns(),
 ) -> list[str]:
     """Freeze `model`, wrap the linear layers that the targets mean, return their names.
 
@@ -28,10 +26,7 @@ def add_lora(
         alpha: deltas are scaled by alpha / r.
         dropout: share of x dropped on the LoRA path.
         target_modules: see `match_targets`.
-        rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732), which is
-            plain LoRA with alpha sqrt(r).
-        rank_pattern: {the last parts of a name, or a regular expression for them: its own rank}.
-        alpha_pattern: likewise for alpha.
+        patterns: layers with a rank or an alpha of their own, and rsLoRA.
 
     Raises:
         ModelError: a target matches nothing or no linear layer, an adapter is there already, or a
@@ -39,11 +34,9 @@ def add_lora(
     """
     found: dict[str, LoRALinear] = {}
     for name in match_targets(model, target_modules):
-        r = by_pattern(name, rank_pattern, rank)
-        a = by_pattern(name, alpha_pattern, alpha) * (r**0.5 if rslora else 1.0)
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)
-        found[name] = LoRALinear(base, r, a, dropout)
+        found[name] = LoRALinear(base, *patterns.of(name, rank, alpha), dropout)
     model.requires_grad_(False)
     for name, layer in found.items():
         model.set_submodule(name, layer)

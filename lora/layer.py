@@ -11,17 +11,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-
-class ModelError(ValueError):
-    """The base model or an adapter cannot be used as asked; the message says what to do."""
+from lora.dropout import drop
+from lora.errors import ModelError
 
 
 class LoRALinear(nn.Module):
     """Wrap `base` (any `nn.Linear`, quantised ones too) with a trained delta.
 
-    A is Kaiming-uniform and B zero, so that the layer starts as its base, bit for bit. Both are
-    float32 masters: in bfloat16 an update below 2^-9 of a weight would be lost. Dropout acts on the
-    LoRA path alone.
+    B starts at zero, so that A B is zero and the policy starts as its reference, bit for bit. A
+    starts random (Kaiming uniform): were both zero, neither would ever get a gradient. Both are
+    float32 masters, since in bfloat16 an update below 2^-9 of a weight would be lost.
 
     Args:
         base: the layer to wrap; its parameters are frozen.
@@ -60,7 +59,7 @@ class LoRALinear(nn.Module):
         if not self.enabled:
             return y
         scale = self.scale
-        if self.training and self.dropout:
+        if self.training and self.dropout:  # on the LoRA path alone: y above read the whole x
             x, kept = drop(x, self.dropout)
             scale /= kept
         # The scale multiplies the narrow (..., r) product, never a full-width one.
@@ -77,18 +76,3 @@ class LoRALinear(nn.Module):
     def extra_repr(self) -> str:
         """Show the settings in `print(model)`."""
         return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}"
-
-
-def drop(x: Tensor, share: float) -> tuple[Tensor, float]:
-    """Zero a random `share` of x; return it unscaled, and the share kept, to divide by.
-
-    Four decisions are drawn with each 64-bit random number, 16 bits for each, which is three times
-    as fast as torch's dropout on a CPU. The share is rounded to 1/65536, and what is kept is exact.
-    Other devices have a fused dropout, which scales by itself.
-    """
-    if x.device.type != "cpu":
-        return nn.functional.dropout(x, share), 1.0
-    threshold = min(round(share * 2**16), 2**16 - 1)
-    words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),), device=x.device)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    return x.masked_fill(bits < threshold - 2**15, 0), 1 - threshold / 2**16

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora.adapter import add_lora, lora_layers
-from lora.files import written_whole
-from lora.layer import ModelError
-from lora.targets import by_pattern, match_targets
+from lora.errors import ModelError
+from lora.files import whole_folder
+from lora.targets import Patterns, match_targets
 
 PREFIX = "base_model.model."  # where PEFT's wrapper keeps the model
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -73,7 +73,7 @@ def save_adapter(
         tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.A.detach().T.contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.B.detach().T.contiguous()
     text = json.dumps(config, indent=2, sort_keys=True)
-    with written_whole(Path(folder)) as new:
+    with whole_folder(Path(folder)) as new:
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
         (new / CONFIG).write_text(text + "\n", encoding="utf-8")
 
@@ -98,11 +98,12 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     config, tensors = read_adapter(folder)
+    patterns = _patterns(config)
     expected: dict[str, tuple[int, int]] = {}
     for name in match_targets(model, config["target_modules"]):
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        rank = by_pattern(name, config.get("rank_pattern"), config["r"])
+        rank, _ = patterns.of(name, config["r"], config["lora_alpha"])
         expected[f"{PREFIX}{name}.lora_A.weight"] = (rank, layer.in_features)
         expected[f"{PREFIX}{name}.lora_B.weight"] = (layer.out_features, rank)
     actual = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
@@ -121,9 +122,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
         config["lora_alpha"],
         config.get("lora_dropout") or 0.0,
         config["target_modules"],
-        bool(config.get("use_rslora")),
-        config.get("rank_pattern"),
-        config.get("alpha_pattern"),
+        patterns,
     )
     with torch.no_grad():
         for name, layer in lora_layers(model).items():
@@ -140,12 +139,15 @@ def patched_names(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def saved_delta(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """Return dW of one module of a saved adapter: (out, in) float32, scale (A B) transposed."""
-    rank = by_pattern(name, config.get("rank_pattern"), config["r"])
-    alpha = by_pattern(name, config.get("alpha_pattern"), config["lora_alpha"])
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    rank, alpha = _patterns(config).of(name, config["r"], config["lora_alpha"])
     a, b = (tensors[f"{PREFIX}{name}.lora_{letter}.weight"].float().T for letter in "AB")
-    delta: Tensor = (a @ b).T * scale
+    delta: Tensor = (a @ b).T * (alpha / rank)
     return delta
+
+
+def _patterns(config: Mapping[str, Any]) -> Patterns:
+    rslora = bool(config.get("use_rslora"))
+    return Patterns(config.get("rank_pattern"), config.get("alpha_pattern"), rslora)
 
 
 def _hint(keys: Any) -> str:

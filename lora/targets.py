@@ -2,14 +2,34 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from lora.layer import LoRALinear, ModelError
+from lora.errors import ModelError
+from lora.layer import LoRALinear
 
 Targets = str | Sequence[str]  # names, or one regular expression, or "all-linear"
 Value = TypeVar("Value")
+
+
+class Patterns(NamedTuple):
+    """How single layers differ from the rank and the alpha of all.
+
+    A pattern is the last parts of a layer's name, or a regular expression for them.
+    """
+
+    rank: Mapping[str, int] | None = None
+    alpha: Mapping[str, float] | None = None
+    rslora: bool = False  # scale by alpha / sqrt(r): Kalajdzievski 2023, arXiv 2312.03732
+
+    def of(self, name: str, rank: int, alpha: float) -> tuple[int, float]:
+        """Return a layer's own (r, alpha), where the delta is scaled by alpha / r.
+
+        rsLoRA is the plain form with alpha sqrt(r).
+        """
+        r, a = by_pattern(name, self.rank, rank), by_pattern(name, self.alpha, alpha)
+        return r, a * (r**0.5 if self.rslora else 1.0)
 
 
 def as_targets(names: Sequence[str]) -> Targets:

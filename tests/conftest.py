@@ -165,6 +165,7 @@ A,Two,Who looks heavier?,The lead looks heavier,The lead,The bats; Feathers look
 def private_cache(tmp_path_factory, monkeypatch):
     """A cache of the test's own, for runs within this process."""
     import inputs
+
     import train
 
     cache = tmp_path_factory.mktemp("cache")
@@ -176,8 +177,9 @@ def private_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def finished(model_folder, questions_csv, private_cache, tmp_path):
     """A run that came to its end, in float32, with its merged model."""
-    import train
     from config import Config
+
+    import train
 
     config = Config(
         model=str(model_folder), data=str(questions_csv), dtype="float32", device="cpu",

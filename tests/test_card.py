@@ -4,13 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import card
 import pytest
 import yaml
+from card import base_on_hub, fenced, literal, model_card, public_name
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-
-import card
-from card import base_on_hub, fenced, literal, model_card, public_name
 
 HOSTILE = [
     "a | b | c",

@@ -10,17 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import checkpoint
 import pytest
 import torch
 import yaml
+from config import Config, UsageError, parse
 from conftest import ROOT, small_model
 from safetensors.torch import load_file
-
-import checkpoint
-import train
-from config import Config, UsageError, parse
-from dpo import OutOfMemory, within_memory
 from workspace import Stop, Stopped, claimed, metrics_log
+
+import train
+from dpo import OutOfMemory, within_memory
 
 LAST = Path("adapter") / "adapter_model.safetensors"
 

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 import yaml
+from config import Config, UsageError, parse
 from conftest import QUESTIONS_CSV, ROOT, python_process
+from console import Progress, sparkline
 from hub import hub
 
 import train
-from config import Config, UsageError, parse
-from console import Progress, sparkline
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import json
 
 import pytest
 from conftest import ROOT, python_process, small_tokenizer
+from data.preferences import main
 
 from data import Preference, encode, examine, read_preferences, split_by_prompt
-from data.preferences import main
 from data.report import _scored, shortcuts
 
 PLAIN = {

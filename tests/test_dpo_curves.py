@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from dpo.curves import PANELS, draw_curves, figure, smoothed
 
 

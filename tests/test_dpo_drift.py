@@ -6,11 +6,11 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from conftest import TEXT, randomise, small_model, small_tokenizer
+from dpo.drift import Drift, change, kl_to_reference, perplexity, remark
+from dpo.reference import answer_key
 
 from data import EncodedQuestion
 from dpo import drift
-from dpo.drift import Drift, change, kl_to_reference, perplexity, remark
-from dpo.reference import answer_key
 from lora import adapters_disabled, add_lora
 
 STOP, PROMPT = 2, (1, 5, 6)

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from dpo.measures import Beliefs, Metrics, by_category, intervals, mc1, mc2, p_values, pair_margins
 
 from data import EncodedQuestion
 from dpo import DPOLoss, answer_key, measure, measures, pair_columns, schedule_factor, step_metrics
-from dpo.measures import Beliefs, Metrics, by_category, intervals, mc1, mc2, p_values, pair_margins
 
 LN = math.log
 

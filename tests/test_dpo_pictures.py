@@ -1,7 +1,6 @@
 """The picture of what a run changed: what is drawn is what evaluation.json says."""
 
 import pytest
-
 from dpo.pictures import CATEGORIES, draw_evaluation, figure, shown_categories
 
 

@@ -1,13 +1,13 @@
 """Answers of base and tuned model: batches are single answers, adapters off is the base."""
 
+import inputs
 import pytest
 import torch
-from conftest import randomise, small_model
-
-import inputs
 from config import Config
-from dpo import generate, sample
+from conftest import randomise, small_model
 from dpo.generate import alarms, answers, left_padded, readable, repeats, side_by_side
+
+from dpo import generate, sample
 from lora import adapters_disabled, add_lora
 
 STOP = 2

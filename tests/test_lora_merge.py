@@ -11,11 +11,11 @@ import pytest
 import torch
 import transformers
 from conftest import randomise, small_model, small_tokenizer
+from lora.merge import INDEX, main, merge_files, write_merged
 from safetensors.torch import load_file
 
 from lora import add_lora, load_base, merge_lora, save_adapter
 from lora.base import Base
-from lora.merge import INDEX, main, merge_files, write_merged
 from lora.peft_format import saved_delta
 
 ROOT = Path(__file__).parents[1]

@@ -3,17 +3,17 @@
 import gc
 from types import SimpleNamespace
 
+import lora.packing
 import pytest
 import torch
 from conftest import randomise, relative_error, small_model
+from lora.compiling import layers_compiled
+from lora.packing import PackedLinear, can_pack
 from torch import nn
 
-import lora.packing
 from data import build_trie, collate
 from dpo import answer_logps
 from lora import adapter_parameters, add_lora, merge_lora, packed, packed_bytes, train_adapters
-from lora.compiling import layers_compiled
-from lora.packing import PackedLinear, can_pack
 
 BATCH = collate([build_trie((1, 5, 6, 7), [(10, 11, 12, 2), (10, 13, 2), (14, 2)])])
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 import transformers
 from conftest import relative_error, small_model, small_tokenizer
+from lora.quantise import dense_weight
 
 from data import EncodedQuestion
 from dpo import check_sharing, selfcheck
 from lora import adapters_disabled, add_lora, decoder_layers, load_base, merge_lora, merge_rounding
 from lora.adapter import adapter_parameters, train_adapters
 from lora.merging import save_merged
-from lora.quantise import dense_weight
 
 TOKENS = torch.arange(1, 13)[None]
 ERROR = {"nf4": 0.12, "int8": 0.02}  # relative, of a Gaussian weight; NF4's own is .09

@@ -3,18 +3,18 @@
 import json
 from functools import partial
 
+import plan
 import pytest
 import torch
 import transformers
+from config import Config
 from conftest import QUESTIONS_CSV, ROOT, python_process, small_model
+from plan import Allocations, Plan, _stored, epoch_flops, heaviest, traced_peak
 
 import data
 import dpo
 import lora
-import plan
-from config import Config
 from data import EncodedQuestion, Steps
-from plan import Allocations, Plan, _stored, epoch_flops, heaviest, traced_peak
 
 
 def test_allocations_are_counted_once_and_until_they_are_gone():

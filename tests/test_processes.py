@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 
+import checkpoint
+import processes
 import pytest
 import torch
 from conftest import QUESTIONS_CSV, ROOT, relative_error, small_model
 from safetensors.torch import load_file
-
-import checkpoint
-import processes
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 GRADIENTS = """

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import huggingface_hub
+import inputs
+import publishing
 import pytest
 import torch
 import transformers
@@ -13,8 +15,6 @@ from hub import Account, hub
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
-import inputs
-import publishing
 import train
 from data import load_preferences
 from dpo import publish

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import yaml
+from config import Config, parse
 from conftest import ROOT
+from lora.compiling import decoder_layers
 
 import train
-from config import Config, parse
-from lora.compiling import decoder_layers
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 

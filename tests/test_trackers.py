@@ -4,10 +4,10 @@ import json
 import struct
 
 import pytest
-
-import train
 from config import Config, UsageError
 from trackers import tracked
+
+import train
 
 pytestmark = [
     pytest.mark.parity,

@@ -10,11 +10,11 @@ import pytest
 import torch
 import transformers
 import yaml
+from config import Config, parse
 from conftest import small_model
 from safetensors.torch import load_file, save_file
 
 import train
-from config import Config, parse
 from data import DataError
 from dpo import Metrics
 from dpo.loss import Loss

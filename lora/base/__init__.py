@@ -1,0 +1,1 @@
+"""The frozen model under the adapters: loading it, and what makes it fast and small."""

@@ -1,0 +1,159 @@
+"""Attention by hand: shared keys and values are not copied, and the gradient is closed.
+
+    Z = s Q K^T    S = c tanh(Z / c) + M    P = softmax(S) by rows    O = P V
+
+Vaswani et al. 2017, arXiv 1706.03762; c is Gemma 2's soft cap. The queries of the heads that share
+a key head (Ainslie et al. 2023, arXiv 2305.13245) are rows of one product. Written out, eager
+attention and its gradient are twice as many operations, among them copies of K, V and S.
+
+Shape legend: B rows, L queries, N keys, H query heads, K key heads, G = H / K, D a head's width.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+from lora.base.layers import decoder_layers
+
+NAME = "by_hand"  # among the ways of attention that transformers knows
+
+
+class _Attention(torch.autograd.Function):
+    """`attend` with its gradient in closed form; the compiler finds one by itself."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, s: float, cap: float | None
+    ) -> Tensor:
+        out, p, t = attend(q, k, v, mask, s, cap)
+        ctx.save_for_backward(q, k, v, p, t)
+        ctx.s = s
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, p, t = ctx.saved_tensors
+        return *gradients(dout, q, k, v, p, t, ctx.s), None, None, None
+
+
+def by_keys(x: Tensor, keys: int) -> Tensor:
+    """Return x (B, H, L, D) as (B K, L G, D): head h = k G + g reads key head k."""
+    x = x.transpose(1, 2).unflatten(2, (keys, -1))  # (B, L, K, G, D)
+    return x.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+
+def by_heads(x: Tensor, keys: int, groups: int) -> Tensor:
+    """Return x (B K, L G, D) as (B, H, L, D)."""
+    x = x.unflatten(1, (-1, groups)).unflatten(0, (-1, keys))  # (B, K, L, G, D)
+    return x.transpose(1, 2).flatten(2, 3).transpose(1, 2)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, s: float, cap: float | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return O (B K, L G, D), P (B K, L G, N) and tanh(Z / c) likewise, None without a cap.
+
+    Args:
+        q: (B K, L G, D).
+        k: (B K, N, D).
+        v: (B K, N, D).
+        mask: M (B, 1, L, N), the same for all heads, or None.
+        s: the scale of the scores.
+        cap: c, or None.
+    """
+    scores = (q @ k.mT).mul_(s)
+    t = None
+    if cap is not None:
+        t = torch.tanh(scores / cap)
+        scores = t * cap
+    if mask is not None:
+        rows, _, length, keys = mask.shape
+        scores.view(rows, -1, length, q.shape[1] // length, keys).add_(mask[:, :, :, None])
+    p = scores.softmax(-1)  # summed in float32 also where it returns bfloat16
+    return p @ v, p, t
+
+
+def gradients(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, t: Tensor | None, s: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dL/dQ, dL/dK and dL/dV for dL/dO (B K, L G, D); the others as in `attend`.
+
+    dV = P^T dO    dP = dO V^T    dS = P (dP - rowsum(dP P))    dZ = (1 - tanh^2(Z / c)) dS
+    dQ = s dZ K    dK = s dZ^T Q
+    """
+    dp = dout @ v.mT  # (B K, L G, N), as dz, which holds s dZ
+    dz = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(s)  # eq. (21) of docs/math.md
+    if t is not None:
+        dz = dz * (1 - t * t)
+    return dz @ k, dz.mT @ q, p.mT @ dout
+
+
+def by_hand(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: Any,  # dropout is 0, since the base stays in eval mode
+) -> tuple[Tensor, None]:
+    """Return O (B, L, H, D), as transformers asks for it, and no weights.
+
+    Q is (B, H, L, D), K and V are (B, K, N, D), and M is (B, 1, L, N).
+    """
+    keys, groups = key.shape[1], query.shape[1] // key.shape[1]
+    s = query.shape[-1] ** -0.5 if scaling is None else scaling
+    given = by_keys(query, keys), key.flatten(0, 1), value.flatten(0, 1), attention_mask, s, softcap
+    if torch.compiler.is_compiling():
+        out = attend(*given)[0]
+    else:  # PyTorch gives `apply` no types
+        out = _Attention.apply(*given)  # type: ignore[no-untyped-call]
+    return by_heads(out, keys, groups).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, by_hand)
+AttentionMaskInterface.register(NAME, eager_mask)
+
+
+@contextmanager
+def attention_by_hand(model: Any) -> Iterator[bool]:
+    """Within the block eager attention is computed as above, if all layers' is; yield whether.
+
+    Which is found by trial: a module whose own eager attention has other values has something more,
+    such as GPT-OSS's sinks.
+    """
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    layers = decoder_layers(model)
+    found = [m for m in layers.modules() if hasattr(m, "num_key_value_groups")]
+    on = before == "eager" and len(found) >= len(layers) > 0 and all(map(is_as_above, found))
+    try:
+        if on:
+            config._attn_implementation = NAME
+        yield on
+    finally:
+        config._attn_implementation = before
+
+
+@torch.no_grad()
+def is_as_above(module: Any) -> bool:
+    """Tell whether a module's own eager attention is what `by_hand` computes."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if eager is None:
+        return False
+    groups, cap = module.num_key_value_groups, getattr(module, "attn_logit_softcapping", None)
+    q, k, v = (torch.sin(1.7 * torch.arange(n * 12.0)).view(1, n, 3, 4) for n in (2 * groups, 2, 2))
+    given = q, k, v.flip(2), torch.full((1, 1, 3, 3), torch.finfo(q.dtype).min).triu(1)
+    how = {"scaling": 0.3} | ({"softcap": cap} if cap else {})
+    try:
+        expected = eager(module, *given, dropout=0.0, **how)[0]
+        return torch.allclose(by_hand(module, *given, **how)[0], expected, atol=1e-5)
+    except (AttributeError, RuntimeError, TypeError):
+        return False

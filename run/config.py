@@ -1,0 +1,406 @@
+"""Every setting of a run: one dataclass that is the command line and the YAML file."""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from data import TextSettings
+from data.batches import Shuffle, WeightBy
+from data.encode import Truncate
+from data.templates import Template
+from dpo import Divergence, Loss, Measure, Schedule, check_loss
+from lora.base.checkpointing import Checkpointing
+from lora.base.compiling import Compile
+from lora.base.quantise import Quantise
+from lora.base.sharding import Shard
+from lora.files import write_text
+from run.errors import UsageError
+
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
+KEYWORDS = ("auto", "builtin", "truthfulqa")  # what --model and --data take besides paths and ids
+MAY_CHANGE = (
+    "device", "save_every", "keep", "skip_nonfinite", "merge", "merge_dtype", "tracker",
+    "checkpointing", "shard",
+)  # fmt: skip
+Number = TypeVar("Number", int, float)
+
+
+def flag(default: Any, text: str, group: str = "") -> Any:
+    """Declare a setting: its default, its help, and the heading that starts with it."""
+    return field(default=default, metadata={"help": text, "group": group})
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings, in the order of `--help`. A field `grad_accum` is the flag `--grad-accum`.
+
+    They do not change. What `auto` became stands in a copy, which is what `config.yaml` holds.
+    """
+
+    model: str = flag("auto", "Hub id, folder, builtin, or auto", "model")
+    revision: str | None = flag(None, "branch, tag or commit of a Hub model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag("auto", "of the base")
+    quantize: Quantise = flag("none", "store the base's linear layers in fewer bits")
+    attention: Literal["auto", "eager", "sdpa", "flex"] = flag(
+        "auto", "how it is computed; flex: CUDA, for long rows"
+    )
+    device: str = flag("auto", "cpu, cuda, cuda:1, mps, or auto")
+
+    rank: int = flag(8, "r of LoRA", "LoRA")
+    alpha: float = flag(16.0, "the delta is scaled by alpha / r")
+    dropout: float = flag(0.05, "on the LoRA path")
+    target_modules: tuple[str, ...] = flag(("q_proj", "v_proj"), "names of the layers to patch")
+    rslora: bool = flag(False, "scale the delta by alpha / sqrt(r) instead")
+    rank_pattern: tuple[str, ...] = flag((), "NAME=RANK for layers that differ")
+    alpha_pattern: tuple[str, ...] = flag((), "NAME=ALPHA for layers that differ")
+    lora_plus_ratio: float = flag(1.0, "the learning rate of B over that of A (LoRA+)")
+    adapter: str | None = flag(None, "continue from this adapter, with its own settings")
+    reference_adapter: bool = flag(False, "with --adapter: it is the reference, not the bare base")
+
+    beta: float = flag(0.1, "a larger one keeps the policy closer to the reference", "DPO")
+    loss: Loss = flag("sigmoid", "the formula; docs/math.md has them all")
+    label_smoothing: float = flag(0.0, "share of pairs assumed to be labelled the wrong way round")
+    divergence: Divergence = flag("reverse-kl", "what keeps the policy near the reference")
+    divergence_alpha: float = flag(0.5, "of the alpha divergence: near 0 reverse KL, 1 forward")
+    sft_weight: float = flag(0.0, "adds this much of the chosen answer's negative log-prob a token")
+    weight_by: WeightBy = flag("pair", "what weighs 1: every pair, or every question with its K")
+    reference_free: bool = flag(False, "score by log pi(y|x) alone, without the reference")
+    reference_sync: int | None = flag(None, "steps after which the policy becomes the reference")
+
+    data: str = flag("auto", "file, folder, Hub id[:config:split], builtin, or truthfulqa", "data")
+    columns: str | None = flag(None, "prompt=...,chosen=...,rejected=... where names do not tell")
+    template: Literal["auto", Template] = flag("auto", "how a question becomes text")
+    prompt_format: str | None = flag(None, "of the plain template; {} is the text")
+    answer_format: str | None = flag(None, "likewise")
+    max_length: int | None = flag(None, "tokens of prompt and answer; default the model's own")
+    truncate: Truncate = flag(
+        "drop", "longer questions, cut the beginning of their prompt, or stop"
+    )
+    eval_fraction: float = flag(0.2, "share of the questions held out")
+    shuffle: Shuffle = flag("questions", "what is shuffled: whole questions or single pairs")
+
+    lr: float = flag(5e-4, "peak learning rate", "training")
+    epochs: int = flag(1, "passes over the pairs")
+    max_steps: int | None = flag(None, "stop after this many optimizer steps")
+    batch_size: int = flag(2, "pairs; times --grad-accum it is the pairs of an optimizer step")
+    grad_accum: int = flag(4, "see --batch-size; memory is bounded by tokens, not by this")
+    schedule: Schedule = flag("linear", "of the learning rate")
+    warmup_ratio: float = flag(0.1, "share of the steps that warm up")
+    weight_decay: float = flag(0.0, "of AdamW")
+    max_grad_norm: float = flag(1.0, "clip the gradient's norm to this")
+    checkpointing: Checkpointing = flag(
+        "auto", "compute layers again backward; auto: where memory lacks"
+    )
+    compile: Compile = flag("auto", "torch.compile the layers; auto: where many steps make it pay")
+    shard: Shard = flag("auto", "split the base over torchrun's processes; auto: if too large")
+    seed: int = flag(0, "of the split, the order, A and the dropout")
+
+    output_dir: str | None = flag(None, "a new folder; default runs/DATE-TIME", "run")
+    save_every: int = flag(50, "optimizer steps between checkpoints")
+    keep: int = flag(2, "checkpoints that are kept")
+    resume: str | None = flag(None, "go on: a run's folder, a checkpoint, or that of --output-dir")
+    skip_nonfinite: bool = flag(False, "skip steps whose loss or gradient is not finite, counted")
+    merge: bool = flag(True, "skip the merged model")
+    merge_dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag("auto", "of merged/")
+    eval_every: int | None = flag(None, "steps between evaluations; the best adapter is kept")
+    best: Measure = flag("pair_accuracy", "of --eval-every: what the best adapter is best by")
+    tracker: Tracker = flag("none", "log the metrics there too; each needs its extra")
+    push_to_hub: str | None = flag(None, "OWNER/NAME to publish the run under, once checked")
+    private: bool = flag(False, "with --push-to-hub, if the repository is made")
+    plan: bool = flag(False, "say what the run would take, and run nothing")
+    debug: bool = flag(False, "show tracebacks")
+
+    def validate(self) -> None:
+        """Check every value by itself, and those that do not go together.
+
+        Raises:
+            UsageError: a value is out of range, or two settings contradict each other.
+        """
+        for name, fits, what in self._ranges():
+            if not fits:
+                raise UsageError(f"{_flag(name)} {getattr(self, name)} must be {what}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{_flag(name)} {value} must be finite")
+        for wrong, what in self._contradictions():
+            if wrong:
+                raise UsageError(what)
+        try:
+            check_loss(**{k: v for k, v in self.loss_settings().items() if k != "sft_weight"})
+        except ValueError as error:
+            raise UsageError(f"--loss {self.loss}: {error}") from None
+        self.patterns("rank_pattern", int)
+        self.patterns("alpha_pattern", float)
+        for name in ("prompt_format", "answer_format"):
+            text = getattr(self, name)
+            if text is not None and text.count("{}") != 1:
+                raise UsageError(f"{_flag(name)} {text!r} must hold {{}} once, where the text goes")
+
+    def _ranges(self) -> list[tuple[str, bool, str]]:
+        """Return (setting, whether its value is in range, the range)."""
+        return [
+            ("rank", self.rank >= 1, "1 or more"),
+            ("alpha", self.alpha > 0, "above 0"),
+            ("dropout", 0 <= self.dropout < 1, "0 or more and below 1"),
+            ("target_modules", len(self.target_modules) > 0, "at least one name"),
+            ("lora_plus_ratio", self.lora_plus_ratio > 0, "above 0"),
+            ("beta", self.beta > 0, "above 0"),
+            ("label_smoothing", 0 <= self.label_smoothing < 0.5, "0 or more and below 0.5"),
+            ("divergence_alpha", 0 < self.divergence_alpha < 1, "between 0 and 1"),
+            ("sft_weight", self.sft_weight >= 0, "0 or more"),
+            ("reference_sync", self.reference_sync is None or self.reference_sync > 0, "1 or more"),
+            ("max_length", self.max_length is None or self.max_length > 1, "2 or more"),
+            ("eval_fraction", 0 < self.eval_fraction < 1, "between 0 and 1"),
+            ("lr", self.lr > 0, "above 0"),
+            ("epochs", self.epochs >= 1, "1 or more"),
+            ("max_steps", self.max_steps is None or self.max_steps >= 1, "1 or more"),
+            ("batch_size", self.batch_size >= 1, "1 or more"),
+            ("grad_accum", self.grad_accum >= 1, "1 or more"),
+            ("warmup_ratio", 0 <= self.warmup_ratio <= 1, "0 to 1"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
+            ("save_every", self.save_every >= 1, "1 or more"),
+            ("keep", self.keep >= 1, "1 or more"),
+            ("eval_every", self.eval_every is None or self.eval_every >= 1, "1 or more"),
+            ("seed", 0 <= self.seed < 2**63, "0 or more and below 2^63"),
+        ]
+
+    def _contradictions(self) -> list[tuple[object, str]]:
+        """Return (whether these settings contradict each other, what to say)."""
+        return [
+            (
+                self.loss == "group" and self.shuffle == "pairs",
+                "--loss group needs a question's answers in one step: --shuffle questions",
+            ),
+            (
+                self.reference_sync and self.reference_free,
+                "--reference-sync moves a reference that --reference-free does without",
+            ),
+            (
+                self.reference_adapter and not self.adapter,
+                "--reference-adapter needs --adapter, the adapter to start from",
+            ),
+            (
+                self.shard == "on" and self.quantize != "none",
+                "--shard on is for bases that are not quantised; leave one out",
+            ),
+            (
+                self.shard == "on" and self.compile == "on",
+                "--shard on and --compile on do not go together; choose one",
+            ),
+            (
+                self.private and not self.push_to_hub,
+                "--private is for --push-to-hub OWNER/NAME",
+            ),
+        ]
+
+    def loss_settings(self) -> dict[str, Any]:
+        """Return the keywords of `dpo_loss`."""
+        names = (
+            "beta", "loss", "label_smoothing", "divergence", "divergence_alpha", "sft_weight",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    def text_settings(self, tokenizer: Any, limit: int | None = None) -> TextSettings:
+        """Return what decides the token ids; `limit` is the longest text that the model reads.
+
+        Raises:
+            UsageError: a format is given, and the chat template asked for.
+        """
+        formats = [n for n in ("prompt_format", "answer_format") if getattr(self, n)]
+        template = self.template
+        if template == "auto":
+            template = "chat" if tokenizer.chat_template and not formats else "plain"
+        if template == "chat" and formats:
+            raise UsageError(f"{_flag(formats[0])} is for --template plain")
+        prompt_format, answer_format = (
+            text and text.replace("\\n", "\n") for text in (self.prompt_format, self.answer_format)
+        )
+        longest = self.max_length or limit
+        return TextSettings(template, longest, self.truncate, prompt_format, answer_format)
+
+    def patterns(self, name: str, kind: Callable[[str], Number]) -> dict[str, Number]:
+        """Read NAME=NUMBER settings.
+
+        Raises:
+            UsageError: one has another form, or its number is not above 0.
+        """
+        found: dict[str, Number] = {}
+        for text in getattr(self, name):
+            pattern, _, number = text.rpartition("=")
+            try:
+                re.compile(pattern)
+                found[pattern] = kind(number)
+            except (ValueError, re.error):
+                pattern = ""
+            if not pattern or found[pattern] <= 0:
+                raise UsageError(f"{_flag(name)} {text!r} is not NAME=NUMBER with a number above 0")
+        return found
+
+    def changes(self, earlier: Mapping[str, Any]) -> str:
+        """Say what differs from the settings of a run that this one would continue; "" if nothing.
+
+        Free to change: how long, on what device, what is saved. Epochs and steps may only grow.
+        """
+        changed = []
+        for name, value in self.settings().items():
+            before = earlier.get(name, value)
+            grown = name in ("epochs", "max_steps") and (value or math.inf) >= (before or math.inf)
+            if value != before and name not in MAY_CHANGE and not grown:
+                changed.append(f"{_flag(name)} was {before} and is {value}")
+        return ", ".join(changed)
+
+    def settings(self) -> dict[str, Any]:
+        """Return every setting that repeats the run, as plain values; local paths are whole."""
+        settings: dict[str, Any] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in ("output_dir", "debug", "resume", "plan", "push_to_hub", "private")
+        }
+        for name in ("model", "adapter", "data"):
+            value = settings[name]
+            local = Path(value).expanduser() if value not in (None, *KEYWORDS) else None
+            if local and local.exists():
+                settings[name] = str(local.resolve())
+        return settings
+
+    def save(self, path: Path) -> None:
+        """Write the settings, so that `--config` repeats the run anew, from any folder."""
+        write_text(path, yaml.safe_dump(self.settings(), sort_keys=False))
+
+
+def parse(
+    argv: list[str] | None = None,
+    program: str = "train.py",
+    does: str = "Fine-tune a language model with DPO through LoRA, then merge.",
+    positional: str | None = None,
+) -> Config:
+    """Read the command line over the YAML file that `--config` may name over the defaults.
+
+    Raises:
+        UsageError: a flag, a value or the file is wrong.
+    """
+    parser = _Parser(
+        prog=program,
+        description=does,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
+    hints = get_type_hints(Config)
+    if positional:
+        parser.add_argument(positional, nargs="?", help=f"as --{positional}", default="auto")
+    group: Any = parser
+    for item in dataclasses.fields(Config):
+        if item.metadata["group"]:
+            group = parser.add_argument_group(item.metadata["group"])
+        options: dict[str, Any] = {"help": item.metadata["help"], "default": item.default}
+        kind = hints[item.name]
+        if kind is bool:
+            options["action"] = "store_false" if item.default else "store_true"
+        elif get_origin(kind) is tuple:
+            options |= {"nargs": "+", "metavar": "NAME"}
+        elif get_origin(kind) is Literal:
+            options["choices"] = get_args(kind)
+        else:
+            options["type"] = next((t for t in get_args(kind) if t is not type(None)), kind)
+            options["metavar"] = {int: "N", float: "X"}.get(options["type"], "TEXT")
+        if item.name == "resume":
+            options |= {"nargs": "?", "const": "", "metavar": "DIR"}
+        if kind is bool:  # a switch's default is that it is not given
+            options["help"] = f"{options['help']}%(default).0s"
+        if item.name == positional:
+            options["default"] = argparse.SUPPRESS
+        group.add_argument(_flag(item.name), dest=item.name, **options)
+
+    first = parser.parse_args(argv)
+    if first.resume is not None and not first.config:
+        run = _run_folder(first.resume, first.output_dir)
+        parser.set_defaults(output_dir=str(run))
+        if (run / "config.yaml").is_file():
+            parser.set_defaults(**_read_yaml(run / "config.yaml", hints))
+    if first.config:
+        parser.set_defaults(**_read_yaml(Path(first.config), hints))
+    settings = vars(parser.parse_args(argv))
+    del settings["config"]
+    values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    config = Config(**values)
+    config.validate()
+    return config
+
+
+def _run_folder(resume: str, output_dir: str | None) -> Path:
+    """Return the run that `--resume` means: its folder, a checkpoint's run, or --output-dir.
+
+    Raises:
+        UsageError: neither is given, or there is no such folder.
+    """
+    named = resume or output_dir
+    if not named:
+        raise UsageError("--resume needs the run's folder: --resume RUN, or --output-dir RUN")
+    path = Path(named)
+    if resume and output_dir and Path(output_dir).resolve() not in path.resolve().parents:
+        if Path(output_dir).resolve() != path.resolve():
+            raise UsageError(f"--resume {resume} is no part of --output-dir {output_dir}; give one")
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    if resume and not run.is_dir():
+        raise UsageError(f"--resume {resume}: there is no such folder")
+    return run
+
+
+def _flag(name: str) -> str:
+    """Return the flag of a field; a switch that is on by default is turned off by `--no-...`."""
+    off = name == "merge"
+    return f"--{'no-' if off else ''}{name.replace('_', '-')}"
+
+
+def _read_yaml(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--config {path} cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise UsageError(f"--config {path} holds no `name: value` lines")
+    for name, value in settings.items():
+        kind = hints.get(name)
+        if kind is None or name == "debug":
+            raise UsageError(f"--config {path}: unknown setting {name!r}{_closest(name, hints)}")
+        if get_origin(kind) is tuple:
+            items = [value] if isinstance(value, str) else value
+            if isinstance(items, list) and all(isinstance(item, str) for item in items):
+                settings[name] = tuple(items)
+                continue
+        if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+            try:  # YAML 1.1 reads 5e-4 as text
+                settings[name] = value = float(value)
+            except ValueError:
+                pass
+        if get_origin(kind) is Literal:
+            fits = value in get_args(kind)
+        else:
+            fits = get_origin(kind) is not tuple and type(value) in (get_args(kind) or (kind,))
+        if not fits:
+            raise UsageError(f"--config {path}: {name}: {value!r} is no value for it; see --help")
+    return settings
+
+
+def _closest(name: str, names: Any) -> str:
+    near = difflib.get_close_matches(str(name), list(names), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Say what is wrong in one line instead of printing forty flags before it."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        flags = [s for a in self._actions for s in a.option_strings]
+        raise UsageError(f"{message}{_closest(wrong, flags) if wrong else ''} (see --help)")

@@ -1,0 +1,103 @@
+"""Where a run writes: its folder, its log, and the cache that outlives it."""
+
+import atexit
+import contextlib
+import fcntl
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from platformdirs import user_cache_path
+
+from lora.files import PART, write_text
+from run.errors import UsageError
+
+
+@contextmanager
+def claimed(name: str | None, resume: bool = False, private: bool = False) -> Iterator[Path]:
+    """Make a run's folder and keep other runs out of it until the block ends.
+
+    The lock is the system's: a process that died holds none. A `private` folder is its owner's.
+
+    Raises:
+        UsageError: the folder holds something already and is not resumed, cannot be made, or is
+            in use by another run.
+    """
+    folder = Path(name or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output-dir {folder} is a file; name a folder")
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"--output-dir {folder} cannot be made: {parent} is not writable")
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            made = False
+            raise UsageError(f"--output-dir {folder} is in use by another run") from None
+        if not resume and any(folder.iterdir()):
+            raise UsageError(
+                f"--output-dir {folder} exists and is not empty; name another, remove it first "
+                f"or go on with --resume {folder}"
+            )
+        for left in folder.glob(f".*{PART}"):  # by a kill, and nobody else writes here now
+            shutil.rmtree(left, ignore_errors=True)
+        yield folder
+    finally:
+        if made and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()  # nothing came of it
+        os.close(handle)
+
+
+def others_may_not_read(*sources: str | None) -> bool:
+    """Tell whether one of these files or folders, if local, is closed to other users."""
+    paths = [Path(source).expanduser() for source in sources if source]
+    return any(path.exists() and not path.stat().st_mode & 0o004 for path in paths)
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder that outlives the run, or a temporary one where none can be made."""
+    folder = user_cache_path("trie-dpo") / name
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if os.access(folder, os.W_OK):
+        return folder
+    temporary = tempfile.mkdtemp(prefix="trie-dpo-")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return Path(temporary)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one step."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def metrics_log(folder: Path | None, step: int) -> TextIO:
+    """Open the log of a run to go on at `step`: lines from there on are of a part that was lost.
+
+    Without a folder nothing is kept.
+    """
+    if folder is None:
+        return open(os.devnull, "w", encoding="utf-8")
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) < step))
+    return path.open("a", buffering=1, encoding="utf-8")  # a reader sees whole lines
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line of the log; infinity for one that a kill cut off."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

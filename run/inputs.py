@@ -1,0 +1,135 @@
+"""What a run starts from, as its configuration names it: the base model and the questions.
+
+Shared by the commands: `train.py` makes a run, the others open a finished one.
+"""
+
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from dotenv import dotenv_values
+
+import data
+import lora
+from run import folder
+from run.config import Config, parse
+from run.console import watch
+from run.errors import UsageError
+
+
+def prepare_libraries() -> None:
+    """Keep the libraries from talking between our lines, and let those of the Hub find the token.
+
+    It is HF_TOKEN or ACCESS_TOKEN, in the environment or else in `.env`.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    file = dotenv_values(".env")
+    names = ("HF_TOKEN", "ACCESS_TOKEN")
+    token = next(filter(None, [*map(os.environ.get, names), *map(file.get, names)]), None)
+    if token:
+        os.environ["HF_TOKEN"] = token
+
+
+def chosen(config: Config) -> Config:
+    """Return the settings with a model and data in place of `auto`; say which, and why."""
+    if config.data == "auto":
+        source, why = data.choose_source()
+        config = replace(config, data=source)
+        print(f"Data: {source}, since {why}; --data chooses other questions.", flush=True)
+    if config.model == "auto":
+        name, why = lora.choose_model(lora.choose_device(config.device))
+        config = replace(config, model=name)
+        print(f"Model: {name}, since {why}; --model chooses another.", flush=True)
+    return config
+
+
+def load_tokenizer(config: Config) -> tuple[Any, data.TextSettings]:
+    """Load the base model's tokenizer, and settle how preferences become its token ids."""
+    tokenizer, limit = lora.load_tokenizer(config.model, config.revision)
+    return tokenizer, config.text_settings(tokenizer, limit)
+
+
+def read_questions(config: Config, tokenizer: Any, text: data.TextSettings) -> data.Prepared:
+    """Read the preferences, turn them into token ids, and hold some of them out."""
+    cache = folder.cache_folder("data")  # for what is too large to be read anew every time
+    reading = data.read_preferences(config.data, config.columns, cache, watch)
+    split = data.Split(config.eval_fraction, config.seed)
+    return data.prepare(reading, tokenizer, text, split, cache, watch)
+
+
+def steps_of(config: Config, train: data.Table[data.EncodedQuestion]) -> data.Steps:
+    """Return which pairs make which optimizer step."""
+    pairs_per_step = config.batch_size * config.grad_accum
+    return data.Steps(
+        train.column("pairs").tolist(), pairs_per_step, config.epochs, config.seed,
+        config.shuffle, config.max_steps,
+    )  # fmt: skip
+
+
+def load_model(config: Config) -> lora.Base:
+    """Load the base model.
+
+    It is loaded on the CPU where one GPU lacks the memory: several may have trained it.
+    """
+    device = lora.choose_device(config.device)
+    dtype = lora.choose_dtype(config.dtype, device)
+    if device.type == "cuda" and config.quantize == "none":
+        shape = lora.skeleton(lora.folder_of(config.model, config.revision), dtype)
+        if sum(p.nbytes for p in shape.parameters()) > torch.cuda.mem_get_info(device)[0]:
+            print("Memory: the base does not fit the GPU; it computes on the CPU", flush=True)
+            device = torch.device("cpu")
+    how = (config.attention, config.revision, config.quantize)
+    return lora.load_base(config.model, device, dtype, *how)
+
+
+def load_sharded(config: Config) -> lora.Base:
+    """Load the base model split over all processes; its weights are read by the first."""
+    device = lora.choose_device(config.device)
+    dtype = lora.choose_dtype(config.dtype, device)
+    skeleton = lora.skeleton(
+        lora.folder_of(config.model, config.revision), dtype, config.attention, device
+    )
+    cpu = torch.device("cpu")
+    load = partial(lora.load_base, config.model, cpu, dtype, revision=config.revision)
+    return lora.load_sharded(load, skeleton, device)
+
+
+def add_adapters(config: Config, model: Any) -> None:
+    """Give the model its LoRA layers: --adapter's with their own settings, or newly drawn ones."""
+    torch.manual_seed(config.seed)
+    if config.adapter:
+        lora.load_adapter(model, config.adapter)
+        return
+    patterns = lora.Patterns(
+        config.patterns("rank_pattern", int), config.patterns("alpha_pattern", float), config.rslora
+    )
+    targets = lora.as_targets(config.target_modules)
+    lora.add_lora(model, config.rank, config.alpha, config.dropout, targets, patterns)
+
+
+class FinishedRun(NamedTuple):
+    """A run that came to its end."""
+
+    folder: Path
+    config: Config
+
+    @property
+    def adapter(self) -> Path:
+        """Return the adapter's folder."""
+        return self.folder / "adapter"
+
+
+def finished_run(path: Path) -> FinishedRun:
+    """Open a run's folder.
+
+    Raises:
+        UsageError: it holds no finished run.
+    """
+    if not (path / "config.yaml").is_file() or not (path / "adapter").is_dir():
+        raise UsageError(f"{path} is no finished run: it needs config.yaml and adapter/")
+    return FinishedRun(path, parse(["--config", str(path / "config.yaml")]))

@@ -1,0 +1,150 @@
+"""Merged models, each compared with base + adapter before anybody relies on it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import dpo
+import lora
+from dpo.scoring import Answers
+from lora.base.quantise import Quantise
+from run.config import parse
+from run.console import watch_answers
+
+PROMPTS = (
+    "Question: What is the capital of France?\nAnswer: Paris is the capital of France.",
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
+    "Question: Do bats see?\nAnswer: Bats have working eyes, and many of them see well.",
+)
+
+
+class Difference(NamedTuple):
+    """How far apart a merged model and base + adapter are: nats a token, mean over answers."""
+
+    found: float
+    allowed: float  # what rounding explains, see `lora.allowed_difference`
+
+    @property
+    def fits(self) -> bool:
+        """Tell whether rounding explains it; a difference that is no number does not fit."""
+        return self.found <= self.allowed
+
+    def too_far(self) -> str:
+        """Say by how much it is too large."""
+        return (
+            f"differs from base + adapter by {self.found:.3g} nats a token, more than the "
+            f"{self.allowed:.3g} that rounding explains"
+        )
+
+
+class Policy(NamedTuple):
+    """What base + adapter make of some answers, to compare a merged model with."""
+
+    scores: dpo.Scores
+    base_scores: dpo.Scores
+    answers: Sequence[Answers]
+    dtype: torch.dtype  # in which it was computed
+    shared: bool
+
+    @classmethod
+    def scored(
+        cls, base: lora.Base, adapter: Path, answers: Sequence[Answers], shared: bool
+    ) -> "Policy":
+        """Add a saved adapter to its base and score the answers, with it and without it."""
+        lora.load_adapter(base.model, adapter)
+        base.model.eval()
+        scores = _scores(base.model, answers, shared)
+        with lora.adapters_disabled(base.model):
+            base_scores = _scores(base.model, answers, shared)
+        return cls(scores, base_scores, answers, base.model.dtype, shared)
+
+    def compared(self, merged: Any, stored: torch.dtype) -> tuple[dpo.Scores, Difference]:
+        """Score the same answers by a merged model; return its scores, and how far it is away."""
+        found = _scores(merged, self.answers, self.shared)
+        lengths = {
+            dpo.answer_key(prompt, answer): len(answer)
+            for prompt, answers in self.answers
+            for answer in answers
+        }
+        moved = dpo.mean_difference(self.base_scores, self.scores, lengths)
+        difference = dpo.mean_difference(found, self.scores, lengths)
+        coarser = self.dtype if merged.dtype == torch.float32 else merged.dtype
+        return found, Difference(difference, lora.allowed_difference(stored, coarser, moved))
+
+
+def _scores(model: Any, answers: Sequence[Answers], shared: bool) -> dict[str, float]:
+    return dpo.Scorer(model, shared, watch=watch_answers).scores("Checking", [answers])
+
+
+class MergedFiles(NamedTuple):
+    """A model merged file by file."""
+
+    rounding: lora.Rounding
+    difference: Difference
+
+
+def merge_from_files(
+    base: Path,
+    adapter: Path,
+    output: Path,
+    dtype: torch.dtype | None = None,
+    quantise: Quantise = "none",
+) -> MergedFiles:
+    """Merge an adapter into the files of its base and check the result; see `lora.merge_files`.
+
+    Raises:
+        ModelError: as `lora.merge_files`, or the merged model is not base + adapter. Nothing is
+            written then.
+    """
+    found: list[Difference] = []
+
+    def check(merged: Path) -> None:
+        cpu, stored = torch.device("cpu"), lora.stored_dtype(merged)
+        tokenizer, _ = lora.load_tokenizer(str(base))
+        texts = [tuple(tokenizer(prompt).input_ids) for prompt in PROMPTS]
+        whole = lora.load_base(str(base), cpu, lora.stored_dtype(base), quantise=quantise)
+        # Behind its first token each text is one answer, read by the model's own plain forward.
+        policy = Policy.scored(whole, adapter, [(ids[:1], [ids[1:]]) for ids in texts], False)
+        if quantise != "none":  # whose layers compute in bfloat16
+            policy = policy._replace(dtype=torch.bfloat16)
+        del whole
+        _, difference = policy.compared(lora.load_base(str(merged), cpu, stored).model, stored)
+        found.append(difference)
+        if not difference.fits:
+            raise lora.ModelError(f"the merged model {difference.too_far()}; nothing was written")
+
+    rounding = lora.merge_files(base, adapter, output, dtype, quantise, check)
+    return MergedFiles(rounding, found[0])
+
+
+def write_merged(
+    model: Any, base: lora.Base, tokenizer: Any, run: Path, dtype: str = "auto"
+) -> lora.Rounding:
+    """Merge the model's adapter and write RUN/merged; return what rounding did to the deltas.
+
+    The adapter is taken into the model's weights. Where they are split over processes, the files of
+    base and adapter are merged instead.
+    """
+    stored = None if dtype == "auto" else getattr(torch, dtype)
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        return merge_from_files(base.folder, run / "adapter", run / "merged", stored).rounding
+    rounding = lora.merge_rounding(model, stored)
+    lora.save_merged(lora.merge_lora(model, stored), tokenizer, run / "merged")
+    return rounding
+
+
+def saved_base(folder: Path) -> tuple[Path, Path, Quantise]:
+    """Return an adapter's folder, its base's, and how training had quantised the base.
+
+    `folder` is a run's, or the adapter's own.
+
+    Raises:
+        ModelError: there is no adapter, or it names no base model.
+    """
+    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    base = lora.base_of(adapter)
+    settings = folder / "config.yaml"
+    quantise = parse(["--config", str(settings)]).quantize if settings.is_file() else "none"
+    return adapter, base, quantise

@@ -1,0 +1,255 @@
+"""What a run will take, before it takes it: bytes, FLOPs and seconds (`--plan`)."""
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import data
+import lora
+from dpo import Budgets
+from lora.base.checkpointing import Checkpointing
+from lora.base.quantise import Quantise
+from lora.base.sharding import Shard
+from run import inputs
+from run.config import Config
+from run.errors import UsageError
+from run.measuring import free_memory, matmul_rate, resident
+from run.processes import World
+from run.tracing import activations
+
+LIBRARIES = 45 * 2**20  # on a CPU: what first products, pictures and samples load and compile
+# oneDNN compiles bf16 products for each shape it meets, and keeps them: bytes a step, and at most
+SHAPES = (int(4.5 * 2**20), 540 * 2**20)
+LOGITS = 4 * 32  # rows of float32 logits that the drift holds at once
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: codes, 8-bit scales, their own scales
+USED = 0.6  # share of the matrix products' rate that a whole epoch reached on a CPU; RESULTS.md
+GIB, MIB = 2**30, 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs; bytes but for the counts."""
+
+    parameters: int  # of the frozen base
+    trained: int  # of the adapters
+    weights: int
+    adapters: int  # float32, with gradients and AdamW's two moments
+    step: int  # the heaviest micro-batch: what backward needs, and the head's tile
+    step_tokens: int  # fed in it
+    scoring: int  # a batch of the reference pass or the evaluation
+    looking: int  # drift and samples at the end: rows of logits
+    program: int  # what the process held before, and libraries that it will load
+    on_cpu: bool
+    free: int  # beyond that
+    blocks: int  # the weights once more in blocks, on a CPU, if they fit; lora/base/blocks.py
+    flops: float  # of the whole run with its reference pass and both evaluations, a process
+    rate: float  # FLOP/s of matrix products here, just measured
+    shards: int = 1  # processes that the base's layers are split among
+    budgets: Budgets = Budgets()  # tokens fed at once
+    checkpointing: Checkpointing = "off"  # whether layers are computed again backward
+
+    @property
+    def peak(self) -> int:
+        """Return the memory that the run holds at most.
+
+        A GPU's allocator gives the memory of one phase to the next. The C library of a CPU keeps
+        most of it in pieces that do not fit, so that there the phases add up; but blocks are small
+        enough for what scoring left, and are given back when training ends.
+        """
+        held = self.program + self.weights + self.adapters
+        if not self.on_cpu:
+            return held + max(self.step, self.scoring, self.looking)
+        return held + self.step + max(self.scoring + self.looking, self.blocks)
+
+    @property
+    def fits(self) -> bool:
+        """Tell whether that much is free."""
+        return self.peak - self.program <= self.free
+
+    @property
+    def seconds(self) -> float:
+        """Return what reference, training and evaluation will take, roughly."""
+        return self.flops / (self.rate * USED)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Say it, under headings."""
+        share = self.trained / self.parameters
+        split = f"; layers split among {self.shards} processes" if self.shards > 1 else ""
+        blocks = f", in blocks {self.blocks / MIB:,.0f} MiB more" if self.blocks else ""
+        return [
+            ("plan", f"weights {self.weights / MIB:,.0f} MiB{blocks}; adapters, gradients "
+                     f"and optimizer {self.adapters / MIB:,.1f} MiB ({share:.2%} of the "
+                     f"parameters){split}"),
+            ("", f"up to {self.step_tokens:,} tokens at once in training, "
+                 f"{self.step / MIB:,.0f} MiB; scoring {self.scoring / MIB:,.0f} MiB"),
+            ("", f"at most {self.peak / GIB:.2f} GiB with the program itself; "
+                 f"{(self.free + self.program) / GIB:.1f} GiB are there"),
+            ("", f"{self.flops / 1e12:,.1f} TFLOP, some {self.seconds:,.0f} s at {USED:.0%} of "
+                 f"the {self.rate / 1e9:,.0f} GFLOP/s measured"),
+        ]  # fmt: skip
+
+
+class Work(NamedTuple):
+    """What is to be done."""
+
+    config: Config
+    questions: data.Prepared  # trained on, and held out
+    steps: data.Steps
+    processes: int = 1  # which share the questions, and with `--shard on` the base
+
+
+def make(
+    work: Work, folder: Path, device: torch.device, dtype: torch.dtype, budgets: Budgets
+) -> Plan:
+    """Plan a run, as one of its processes takes part in it.
+
+    Args:
+        work: what is to be done.
+        folder: of the base model; only its configuration is read.
+        device: where it will run.
+        dtype: of the weights.
+        budgets: tokens fed at once.
+    """
+    config, on_cpu = work.config, device.type == "cpu"
+    # flex attention is in no trace, and needs less
+    attention = "eager" if config.attention == "flex" else config.attention
+    model = lora.skeleton(folder, dtype, attention, device)
+    head = model.get_output_embeddings().weight
+    parameters = sum(p.numel() for p in _frozen(model))
+    embeddings = model.get_input_embeddings().weight
+    shards = work.processes if config.shard == "on" else 1
+    weights = bytes_of_weights(model, config.quantize, shards)
+    layers = [[p.nbytes for p in layer.parameters()] for layer in lora.decoder_layers(model)]
+    largest = max((max(layer) for layer in layers), default=0)
+    dequantised = largest if config.quantize != "none" else 0  # for one product at a time
+    blocks = lora.bytes_of_blocks(model) if on_cpu and config.quantize == "none" else 0
+    inputs.add_adapters(config, model)
+    trained = sum(p.numel() for p in lora.adapter_parameters(model))
+    fed, step, scoring = activations(model, config, work.questions, work.steps, budgets)
+    body = parameters - head.numel() - (0 if embeddings is head else embeddings.numel())
+    compiled = min(SHAPES[0] * work.steps.total, SHAPES[1]) if dtype == torch.bfloat16 else 0
+    return Plan(
+        parameters=parameters,
+        trained=trained,
+        weights=weights,
+        adapters=trained * 4 * 4,
+        step=step + dequantised,
+        step_tokens=fed,
+        scoring=scoring + dequantised,
+        looking=4 * LOGITS * head.shape[0],
+        program=resident(device) + (LIBRARIES + compiled if on_cpu else 0),
+        on_cpu=on_cpu,
+        free=free_memory(device),
+        blocks=blocks if shards == 1 else 0,
+        flops=epoch_flops(work, body, head.numel()) / work.processes,
+        rate=matmul_rate(device, dtype, head.shape[1]),
+        shards=shards,
+        budgets=budgets,
+        checkpointing=config.checkpointing,
+    )
+
+
+def _frozen(model: Any) -> list[torch.Tensor]:
+    """Return the weights of a model, tied ones once."""
+    return list({id(p): p for p in model.parameters()}.values())
+
+
+def bytes_of_weights(model: Any, quantise: Quantise, shards: int) -> int:
+    """Return what a model's weights take, quantised or split among processes."""
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    weights = sum(_stored(p, quantise, p is head or p.dim() < 2) for p in _frozen(model))
+    if quantise != "none" and embeddings is not head:  # they stay as they are, too
+        weights += round(embeddings.nbytes - _stored(embeddings, quantise, False))
+    if shards > 1:  # its share of all layers, and the one computed with the next one beside it
+        layers = lora.decoder_layers(model)
+        sizes = [sum(p.nbytes for p in layer.parameters()) for layer in layers]
+        weights += sum(sizes) / shards + 2 * max(sizes) - sum(sizes)
+    return round(weights)
+
+
+def _stored(parameter: torch.Tensor, quantise: str, dense: bool) -> float:
+    """Return the bytes that a parameter takes; quantised ones but for the head and vectors."""
+    each = {"none": 0.0, "nf4": NF4_BYTES, "int8": 1.0}[quantise]
+    return parameter.nbytes if dense or not each else parameter.numel() * each
+
+
+def epoch_flops(work: Work, body: int, head: int) -> float:
+    """Return the FLOPs of a run's matrix products: 2 a weight, token and direction.
+
+    The body sees each fed token forward and backward, the head each node that predicts, a prompt's
+    last and an answer's, in two products; the reference pass and the two evaluations are forward
+    alone.
+    """
+    train, held_out = (
+        [float(fed.sum()), float((fed - side.column("prompt_length") + 1).sum())]
+        for side in (work.questions.train, work.questions.held_out)
+        for fed in [side.column("as_tries")]
+    )
+    epochs = work.steps.pairs / max(sum(work.steps.counts), 1)
+    reference = 0 if work.config.reference_free else 1
+    forward = [t * reference + 2 * h for t, h in zip(train, held_out, strict=True)]
+    both = [2 * t * epochs for t in train]
+    return 2 * (body * (forward[0] + both[0]) + head * (forward[1] + both[1]))
+
+
+def settled(config: Config, questions: data.Prepared, steps: data.Steps, world: World) -> Plan:
+    """Plan the run; say what does not fit, and which setting would; settle what is `auto`.
+
+    Raises:
+        UsageError: not even the weights fit.
+    """
+    work = Work(config, questions, steps, world.size)
+    tried: list[Plan] = []
+    ways = ["off", "on"] if config.checkpointing == "auto" else [config.checkpointing]
+    for shard, again, share in itertools.product(_splits(config, world.size), ways, (1, 4)):
+        found = _planned(work, share, shard=shard, checkpointing=again)
+        tried.append(found if found.fits else replace(found, blocks=0))
+        if tried[-1].fits:
+            break
+    plan = min(tried, key=lambda way: way.peak)
+    if plan.budgets != Budgets():
+        print("Memory: a quarter of the tokens is fed at once", flush=True)
+    if plan.checkpointing == "on" and len(ways) > 1:
+        print("Memory: activations are computed again backward (--checkpointing on)", flush=True)
+    if not plan.fits:
+        _say_what_would_fit(plan, work)
+    # Where one process splits the base, all of them make the same passes.
+    return replace(plan, shards=max(world.gather(plan.shards)))
+
+
+def _planned(work: Work, share: int = 1, **changes: Any) -> Plan:
+    """Plan the work with some settings changed, and a share of the tokens fed at once."""
+    config = replace(work.config, **changes)
+    device = lora.choose_device(config.device)
+    dtype = lora.choose_dtype(config.dtype, device)
+    folder = lora.folder_of(config.model, config.revision)
+    return make(work._replace(config=config), folder, device, dtype, Budgets().fewer(share))
+
+
+def _splits(config: Config, processes: int) -> list[Shard]:
+    """Return the ways of splitting the base that are tried, one after the other."""
+    if processes == 1:
+        if config.shard == "on":
+            print("Memory: one process holds the whole base; torchrun starts several", flush=True)
+        return ["off"]
+    if config.shard != "auto":
+        return [config.shard]
+    # Processes share a CPU's memory, and four bits are not split.
+    on_cpu = lora.choose_device(config.device).type == "cpu"
+    return ["off"] if on_cpu or config.quantize != "none" else ["off", "on"]
+
+
+def _say_what_would_fit(plan: Plan, work: Work) -> None:
+    needs = f"the run needs some {(plan.peak - plan.program) / GIB:.1f} GiB"
+    there = f"{plan.free / GIB:.1f} GiB are free"
+    advice = "choose a smaller --model or a shorter --max-length"
+    if work.config.quantize == "none":
+        smaller = _planned(work, quantize="nf4", shard="off")
+        if smaller.fits:
+            advice = f"--quantize nf4 would need {(smaller.peak - smaller.program) / GIB:.1f} GiB"
+    if plan.weights > plan.free:
+        raise UsageError(f"{needs} and {there}; {advice}")
+    print(f"Memory: {needs} and {there}; {advice}", flush=True)

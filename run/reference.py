@@ -1,0 +1,113 @@
+"""The reference of DPO: what the policy is compared with, and where its log-probs come from."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import data
+import dpo
+import lora
+from run import folder
+from run.config import Config
+from run.processes import World
+
+
+class Reference:
+    """log pi_ref(y|x), of one of four models.
+
+    It is the frozen base, which is the policy with its adapters off; or the adapter that the run
+    started from (`--reference-adapter`); or the policy of some steps ago (`--reference-sync`,
+    TR-DPO); or none (`--reference-free`), which scores every answer 0. One that does not move
+    scores each distinct answer once, and its scores are kept on disk from run to run.
+    """
+
+    def __init__(self, config: Config, model: Any, base_hash: str) -> None:
+        self.model = model
+        self.free, self.every = config.reference_free, config.reference_sync
+        self.hash = base_hash  # of all that its scores depend on but the token ids
+        self._start: list[Tensor] = []  # the adapter that is the reference, if one is
+        self._moved: list[Tensor] = []  # the policy of some steps ago
+        if config.reference_adapter:
+            self._start = lora.copy_adapter(model)
+            self.hash = lora.fingerprint(base_hash, enumerate(self._start))
+        self._file = folder.cache_folder("reference") / f"{self.hash}.json"
+        self.scores: dpo.Scores = read_cache(self._file)
+
+    @contextmanager
+    def switched_on(self, model: Any) -> Iterator[None]:
+        """Within the block the model is the reference that a run starts with."""
+        start = self._start
+        with lora.adapter_swapped(model, start) if start else lora.adapters_disabled(model):
+            yield
+
+    def score(
+        self,
+        scorer: dpo.Scorer,
+        world: World,
+        held_out: data.Table[data.EncodedQuestion],
+        trained: data.Table[data.EncodedQuestion],
+    ) -> None:
+        """Score what the cache lacks: all answers of held-out questions, and those of pairs."""
+        to_score = [held_out.map(dpo.all_answers)]
+        if not self.free:
+            to_score.append(trained.map(dpo.trained_answers))
+        with self.switched_on(self.model):
+            new = world.scores(scorer, "Reference", to_score, self.scores)
+        self.scores = {**self.scores, **new}
+        if new and world.first:
+            write_cache(self._file, self.scores)
+
+    @torch.no_grad()
+    def logps(self, batch: data.PairBatch) -> Tensor:
+        """Return (A,) float32 log pi_ref(y|x) of a batch's answers, in nats."""
+        if self._moved:
+            with lora.adapter_swapped(self.model, self._moved):
+                return dpo.answer_logps(self.model, batch.trees)
+        known = [0.0 if self.free else self.scores[dpo.answer_key(*ids)] for ids in batch.ids]
+        return torch.tensor(known, device=batch.chosen.device)
+
+    def follow(self, step: int) -> None:
+        """Make the policy the reference, every so many steps (TR-DPO, arXiv 2404.09656, hard)."""
+        if self.every and step and step % self.every == 0:
+            self._moved = lora.copy_adapter(self.model)
+
+    @property
+    def passes(self) -> int:
+        """Return how many forward passes a training batch takes, the policy's included."""
+        return 2 if self._moved else 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the adapter that a moving reference has."""
+        return {str(i): tensor for i, tensor in enumerate(self._moved)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with a reference that had moved."""
+        device = self.model.device
+        self._moved = [state[str(i)].to(device) for i in range(len(state))]
+
+
+def read_cache(file: Path) -> dict[str, float]:
+    """Return the scores in `file`; one that is missing or damaged knows nothing, and is named."""
+    try:
+        scores = json.loads(file.read_text(encoding="utf-8"))
+        return {str(k): float(score) for k, score in scores.items() if math.isfinite(score)}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        print(f"The reference's cache {file} is damaged and is made anew ({error}).", flush=True)
+        return {}
+
+
+def write_cache(file: Path, scores: dpo.Scores) -> None:
+    """Replace `file` in one step; one that cannot be written costs time and no result."""
+    finite = {key: score for key, score in scores.items() if math.isfinite(score)}
+    try:
+        lora.write_text(file, json.dumps(finite))
+    except OSError as error:
+        print(f"The reference is not cached: {error}", flush=True)

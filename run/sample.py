@@ -1,0 +1,102 @@
+"""`python -m run sample`: what the base and the tuned model answer, side by side.
+
+One model is loaded; switching the adapters off makes it the base. Prompts become tokens as they did
+in training, so that what is asked here is what was trained on.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import data
+import dpo
+import lora
+from run import inputs
+from run.commands import guarded
+from run.errors import UsageError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m run sample", description="Answers of the base and of the tuned model."
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="ask this; default: held-out questions"
+    )
+    parser.add_argument("--count", type=int, default=5, help="of held-out questions (5)")
+    parser.add_argument("--chat", action="store_true", help="ask line by line; Ctrl-D ends")
+    parser.add_argument("--max-tokens", type=int, default=64, help="of an answer (64)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, draws none")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args(argv)
+    return guarded("python -m run sample", lambda stop, world: sample(args), argv)
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Load the run and print what is asked for.
+
+    Raises:
+        UsageError: the folder holds no run, or a number is out of range.
+    """
+    if args.count < 1 or args.max_tokens < 1 or args.temperature < 0:
+        raise UsageError("--count and --max-tokens must be 1 or more, --temperature 0 or more")
+    inputs.prepare_libraries()
+    run = inputs.finished_run(Path(args.run))
+    tokenizer, text = inputs.load_tokenizer(run.config)
+    model = inputs.load_model(run.config).model
+    lora.load_adapter(model, run.adapter)
+    model.eval()
+    drawing = dpo.Drawing(args.max_tokens, args.temperature, args.seed)
+    if args.chat:
+        while line := _asked():
+            _show(model, tokenizer, [line], _encoded([line], tokenizer, text), drawing)
+        return
+    texts: Sequence[str] = args.prompt
+    if args.prompt:
+        questions = _encoded(args.prompt, tokenizer, text)
+    else:
+        held_out = inputs.read_questions(run.config, tokenizer, text).held_out
+        questions = list(held_out[: args.count])
+        texts = [tokenizer.decode(q.prompt, skip_special_tokens=True) for q in questions]
+    _show(model, tokenizer, texts, questions, drawing)
+    print(f"\nPublish it:  python -m run publish {args.run} OWNER/NAME")
+
+
+def _encoded(
+    prompts: Sequence[str], tokenizer: Any, text: data.TextSettings
+) -> list[data.EncodedQuestion]:
+    """Return prompts as token ids; the answers that a question needs are never read."""
+    asked = [data.Preference(prompt, "yes", ("no",)) for prompt in prompts]
+    return list(data.encode(asked, tokenizer, text).questions)
+
+
+def _show(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    questions: Sequence[data.EncodedQuestion],
+    drawing: dpo.Drawing,
+) -> None:
+    """Print both answers to every question."""
+    prompts, stop = [q.prompt for q in questions], questions[0].chosen[-1]
+    pairs = dpo.side_by_side(model, lora.adapters_disabled, tokenizer, prompts, stop, drawing)
+    for text, pair in zip(texts, pairs, strict=True):
+        print(f"\n{text}")
+        for name, (said, alarms) in zip(("base ", "tuned"), pair, strict=True):
+            warned = "".join(f" [{alarm}]" for alarm in alarms)
+            print(f"  {name}  {said.replace(chr(10), chr(10) + ' ' * 9)}{warned}", flush=True)
+
+
+def _asked() -> str:
+    """Return the next line that says something; "" at the end of the input."""
+    while True:
+        if sys.stdin.isatty():
+            print("\n> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip():
+            return line.strip()

@@ -1,0 +1,47 @@
+"""What a run leaves for people and programs to look at, written into its folder."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import dpo
+from lora import Base
+from run.card import write_card
+from run.drawing import draw_curves, draw_evaluation
+from run.folder import write_json
+from run.measuring import hardware, peak_memory
+from run.training import Training
+
+
+def write_outcome(folder: Path, found: dpo.Outcome) -> None:
+    """Write evaluation.json, samples.json, curves.png and evaluation.png."""
+    write_json(folder / "evaluation.json", found.results)
+    write_json(folder / "samples.json", found.samples)
+    draw_curves(folder)
+    draw_evaluation(folder, found.results, *found.margins)
+
+
+def write_summary(training: Training, base: Base) -> dict[str, Any]:
+    """Write summary.json, in which speed counts the reference pass, and the card; return it."""
+    config, seconds = training.run.config, training.run.clock.seconds
+    steps, counts, device = training.steps, training.counts, base.model.device
+    facts = {
+        "pairs": steps.pairs,
+        "steps": steps.total,
+        "seconds": seconds,
+        "pairs_per_second": steps.pairs / (seconds["reference"] + seconds["train"]),
+        "peak_memory_bytes": peak_memory(device),
+        "model": base.name,
+        "data": config.data,
+        "merged": config.merge,
+        "hardware": hardware(device),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "tokens": {"as_pairs": counts.as_pairs, "as_tries": counts.as_tries},
+        "skipped": counts.skipped,
+        "best": training.best.facts,
+        "audit": training.questions.report.figures,
+        "planned_memory_bytes": training.plan.peak,
+    }
+    write_json(training.run.folder / "summary.json", facts)
+    write_card(training.run.folder)
+    return facts

@@ -1,0 +1,145 @@
+"""The memory of a step before it is made: every allocation of a model without weights, counted.
+
+The model is built on torch's meta device, where tensors have sizes and no content. The heaviest
+micro-batch of the run goes through it, forward and backward, so that the count knows the
+architecture, the adapters and the head as they are.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import data
+import dpo
+import lora
+from dpo import Budgets
+from dpo.head import cells_of, words_in_a_tile
+from run.config import Config
+
+
+def activations(
+    model: Any, config: Config, questions: data.Prepared, steps: data.Steps, budgets: Budgets
+) -> tuple[int, int, int]:
+    """Return the tokens of the heaviest micro-batch, its bytes, and those of a scoring batch.
+
+    A model that tries do not suit reads plain rows; of one that cannot be traced nothing is known.
+    """
+    train, pairs = questions.train, heaviest(questions.train, steps)
+    to_score = [dpo.trained_answers(q) for q in data.of_all_lengths(train, 512)]
+    cells = cells_of(lora.choose_device(config.device).type)
+    for shared in (True, False):
+        fed = budgets if shared else Budgets(budgets.plain, budgets.plain, budgets.plain)
+        batch = next(data.step_batches(train, pairs, fed.train, shared)).to("meta")
+        scored = next(dpo.scoring_batches({}, to_score, fed.score, shared))[1].to("meta")
+        try:
+            lora.train_adapters(model)
+            again = lora.layers_checkpointed(model, config.checkpointing == "on")
+            with again, lora.norms_by_hand(model), lora.attention_by_hand(model):
+                step = peak_by_layers(model, partial(_backward, model, batch.trees, cells))
+            model.eval()
+            with torch.no_grad(), two_tiles(model, scored, cells):
+                score = partial(dpo.answer_logps, model, scored, cells)
+                scoring = peak_by_layers(model, score)
+                return batch.fed, step, scoring
+        except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
+            continue
+    return 0, 0, 0
+
+
+def _backward(model: Any, trees: data.TreeBatch, cells: int) -> None:
+    dpo.answer_logps(model, trees, cells).sum().backward()
+
+
+def heaviest(train: Any, steps: data.Steps) -> list[tuple[int, int]]:
+    """Return the pairs of the step that feeds the most tokens, as whole questions would."""
+    tokens = train.column("as_tries").tolist()
+    return max(steps.from_step(), key=lambda pairs: sum(tokens[q] for q in {q for q, _ in pairs}))
+
+
+class Allocations(TorchDispatchMode):
+    """Count the bytes of the tensors that are alive, and their peak, within the block."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it allocated."""
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor.untyped_storage())
+        return out
+
+    def add(self, storage: Any) -> None:
+        """Count a storage once, until it is gone."""
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.seen:
+            self.seen.add(key)
+            self.alive += size
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self.drop, key, size)
+
+    def drop(self, key: int, size: int) -> None:
+        """Forget a storage."""
+        self.seen.discard(key)
+        self.alive -= size
+
+
+def traced_peak(model: Any, work: Callable[[], Any]) -> int:
+    """Return the bytes that `work` on a meta model allocates at most, its parameters left out."""
+    with Allocations() as counted:
+        for tensor in (*model.parameters(), *model.buffers()):
+            counted.seen.add(tensor.untyped_storage()._cdata)
+        work()
+    peak: int = counted.peak
+    return peak
+
+
+def peak_by_layers(model: Any, work: Callable[[], Any]) -> int:
+    """Return what `traced_peak` would, from two and three layers where all are alike.
+
+    Each further one then adds the same bytes; to trace them all would take seconds.
+    """
+    layers = lora.decoder_layers(model)
+    kinds = {(type(layer), *(p.shape for p in layer.parameters())) for layer in layers}
+    if len(layers) < 4 or len(kinds) > 1:
+        return traced_peak(model, work)
+
+    def peak_of_first(count: int) -> int:
+        others = list(layers[count:])
+        del layers[count:]
+        try:
+            return traced_peak(model, work)
+        finally:
+            layers.extend(others)
+
+    try:
+        two, three = peak_of_first(2), peak_of_first(3)
+    except IndexError:  # a model that counts its layers by its configuration
+        return traced_peak(model, work)
+    return two + (len(layers) - 2) * (three - two)
+
+
+@contextmanager
+def two_tiles(model: Any, trees: data.TreeBatch, cells: int) -> Iterator[None]:
+    """Within the block the head has the words of two tiles, since all further ones are alike.
+
+    Thousands of tokens have hundreds of tiles, which take a second to trace. Plain rows have none.
+    """
+    head = model.get_output_embeddings()
+    whole = head.weight
+    words = 2 * words_in_a_tile(len(trees.nodes), cells)
+    if trees.shared:
+        head.weight = torch.nn.Parameter(whole[:words], requires_grad=False)
+    try:
+        yield
+    finally:
+        head.weight = whole

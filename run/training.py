@@ -1,0 +1,258 @@
+"""What serves the loop of `train.py`: batches, memory, the log, evaluations, checkpoints.
+
+The loop itself stands there. Here is what must survive a kill, as parts with a `state_dict()`, and
+what happens around a step.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+import data
+import dpo
+import lora
+from run import checkpoint
+from run.checkpoint import AdapterPart, Checkpoint, OptimizerPart, Part
+from run.commands import Stop
+from run.config import Config
+from run.console import Progress, watch_answers
+from run.drawing import draw_curves
+from run.errors import Stopped
+from run.folder import metrics_log
+from run.measuring import Clock
+from run.plan import Plan
+from run.processes import Generators, World
+from run.reference import Reference
+from run.trackers import tracked
+
+Batch = TypeVar("Batch")
+
+
+class Run(NamedTuple):
+    """Where and how a run takes place."""
+
+    config: Config
+    folder: Path
+    world: World
+    stop: Stop
+    clock: Clock
+
+
+@dataclass
+class Counts:
+    """How far a run is."""
+
+    step: int = 0  # the next one
+    skipped: int = 0  # steps that were not finite
+    as_pairs: int = 0  # tokens that whole texts would have had
+    as_tries: int = 0  # tokens fed
+    budget: int = 0  # tokens fed at once
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the counts."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on counting."""
+        vars(self).update(state)
+
+
+class Best:
+    """The adapter that the held-out questions found best so far (`--eval-every`)."""
+
+    def __init__(self, model: Any, metric: str) -> None:
+        self.model, self.metric = model, metric
+        self.facts: dict[str, Any] = {}  # its step and value
+        self._adapter: list[torch.Tensor] = []
+
+    def offer(self, step: int, measured: dpo.Metrics) -> None:
+        """Keep the model's adapter, if it is better."""
+        value = getattr(measured, self.metric)
+        if not self.facts or value > self.facts["value"]:
+            self.facts = {"step": step, "metric": self.metric, "value": value}
+            self._adapter = lora.copy_adapter(self.model)
+
+    def restore(self) -> None:
+        """Make the best adapter the model's; without evaluations it is the last one."""
+        if self._adapter:
+            lora.restore_adapter(self.model, self._adapter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the adapter and what is known of it."""
+        return {**self.facts, **{str(i): tensor for i, tensor in enumerate(self._adapter)}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what was the best."""
+        device = self.model.device
+        names = ("step", "metric", "value")
+        self.facts = {name: state[name] for name in names if name in state}
+        count = len(state) - len(self.facts)
+        self._adapter = [state[str(i)].to(device) for i in range(count)]
+
+
+class Training:
+    """What happens around the steps of a run.
+
+    Args:
+        run: where and how it takes place.
+        model: the policy.
+        questions: to train on, and held out.
+        steps: which pairs make which step.
+        plan: what it was planned to take.
+        shared: False where tries do not suit the model.
+    """
+
+    def __init__(
+        self, run: Run, model: Any, questions: data.Prepared, steps: data.Steps, plan: Plan,
+        shared: bool,
+    ) -> None:  # fmt: skip
+        self.run, self.model, self.questions, self.steps = run, model, questions, steps
+        self.plan, self.shared = plan, shared
+        self.sharded = plan.shards > 1
+        together = self.kept_in_step if self.sharded else None
+        self.scorer = dpo.Scorer(model, shared, plan.budgets, watch_answers, together)
+        tokens = plan.budgets.train if shared else plan.budgets.plain
+        self.budget = dpo.TokenBudget(tokens, undo=model.zero_grad, alone=not self.sharded)
+        self.counts, self.best = Counts(), Best(model, run.config.best)
+        self.generators = Generators(run.world, run.config.seed)
+        self.reference: Reference | None = None
+        self.parts: dict[str, Part] = {}
+        self.facts: dict[str, Any] = {}
+
+    def survive(
+        self, optimizer: torch.optim.Optimizer, reference: Reference, resumed: Checkpoint | None
+    ) -> None:
+        """Say what must survive a kill, and go on from a checkpoint, if there is one.
+
+        Raises:
+            UsageError: it is of a different run.
+        """
+        self.reference = reference
+        self.parts = {
+            "adapter": AdapterPart(self.model), "optimizer": OptimizerPart(optimizer),
+            "reference": reference, "best": self.best, "generators": self.generators,
+            "counts": self.counts, "seconds": self.run.clock,
+        }  # fmt: skip
+        hashes = {"data": self.questions.fingerprint, "base": reference.hash}
+        self.facts = {"config": self.run.config.settings(), **hashes}
+        if resumed:
+            checkpoint.check_same_run(resumed, self.run.config, hashes)
+            for name, part in self.parts.items():
+                part.load_state_dict(resumed.parts[name])
+            self.budget.tokens = self.counts.budget
+            print(
+                f"Going on from {resumed.path}: step {resumed.step} of {self.steps.total}.",
+                flush=True,
+            )
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Within the block the adapters train, steps are logged, and a signal waits for their end."""
+        run, first = self.run, self.counts.step
+        config, folder = run.config, run.folder if run.world.first else None
+        lora.train_adapters(self.model)
+        self.generators.start(first)
+        done = self.steps.pairs_before(first)
+        self.bar = Progress("Training", self.steps.pairs, "pairs", done=done)
+        in_blocks = self.plan.blocks > 0
+        layers = lora.layers_as_asked(
+            self.model, config.compile, config.checkpointing, self.steps.total, in_blocks
+        )
+        tracking = tracked(config.tracker, folder, config.settings(), first)
+        with layers, metrics_log(folder, first) as self.log, tracking as self.report:
+            run.clock.lap("prepare")
+            run.stop.patient = True
+            yield
+        run.stop.patient = False
+        self.bar.close()
+        run.clock.lap("train")
+
+    def steps_left(self) -> Iterator[tuple[int, Sequence[data.Pair]]]:
+        """Yield each step that is left, with its pairs."""
+        yield from enumerate(self.steps.from_step(self.counts.step), start=self.counts.step)
+
+    def micro_batches(self, pairs: Sequence[data.Pair]) -> Iterator[data.PairBatch]:
+        """Yield this process' share of a step, cut into as few batches as memory allows."""
+        world = self.run.world
+        batches: Iterable[data.PairBatch] = data.step_batches(
+            self.questions.train, pairs, self.budget.tokens, self.shared,
+            self.run.config.weight_by, (world.rank, world.size),
+        )  # fmt: skip
+        if self.sharded and self.reference:
+            batches = self.kept_in_step(batches, self.reference.passes)
+        for batch in batches:
+            yield batch.to(self.model.device)
+
+    def kept_in_step(self, batches: Iterable[Batch], passes: int = 1) -> Iterator[Batch]:
+        """Yield the batches, and then pass through the layers while other processes have some."""
+        return self.run.world.in_step(batches, passes, idle=partial(lora.take_part, self.model))
+
+    def add_up(self, log: dpo.StepLog) -> dpo.StepLog:
+        """Add up the gradients of all processes; return the log of the whole step."""
+        world = self.run.world
+        world.sum_gradients(lora.adapter_parameters(self.model))
+        whole = dpo.StepLog.joined(world.gather(log))
+        self.counts.as_pairs += whole.as_pairs
+        self.counts.as_tries += whole.as_tries
+        return whole
+
+    def skip(self, step: int, pairs: Sequence[data.Pair], trouble: str) -> dict[str, float]:
+        """Leave out a step that is not finite; return what is logged of it.
+
+        Raises:
+            NumericError: the run does not skip such steps.
+        """
+        where = dpo.where_not_finite(self.model, self.questions.train, pairs, self.shared)
+        trouble = f"step {step}: {trouble}; {where}"
+        if not self.run.config.skip_nonfinite:
+            raise dpo.NumericError(f"{trouble}; try a lower --lr or --dtype float32")
+        print(f"Skipped {trouble}", flush=True)
+        self.counts.skipped += 1
+        return {"skipped": self.counts.skipped}
+
+    def after(self, log: dpo.StepLog, metrics: dict[str, float]) -> None:
+        """Log a step; evaluate, save and stop where it is time to.
+
+        Raises:
+            Stopped: a signal asked for it, and the run is saved.
+        """
+        config, step, total = self.run.config, self.counts.step, self.steps.total
+        self.counts.step = done = step + 1
+        if config.eval_every and (done % config.eval_every == 0 or done == total):
+            metrics |= self._evaluated(done)
+        self.report(step, metrics)
+        self.log.write(json.dumps({"step": step, **metrics}) + "\n")
+        pairs = self.steps.pairs_before(done) - self.steps.pairs_before(step)
+        self.bar.advance(pairs, dpo.in_short(metrics), metrics.get("loss"))
+        if log.stopped or done % config.save_every == 0 or done == total:
+            self._save()
+        if log.stopped:
+            raise Stopped(log.stopped)
+
+    def held_out_scores(self) -> dict[str, float]:
+        """Return the policy's log-probs of all answers to the held-out questions."""
+        to_score = [self.questions.held_out.map(dpo.all_answers)]
+        return self.run.world.scores(self.scorer, "Evaluation", to_score)
+
+    def _evaluated(self, step: int) -> dict[str, float]:
+        """Measure the policy on the held-out questions; keep its adapter if it is the best."""
+        self.model.eval()
+        measured = dpo.measure(self.questions.held_out, self.held_out_scores())
+        lora.train_adapters(self.model)
+        self.best.offer(step, measured)
+        return {f"eval/{name}": value for name, value in measured._asdict().items()}
+
+    def _save(self) -> None:
+        """Save the run; all processes take part."""
+        self.counts.budget = self.budget.tokens
+        parts = {name: dict(part.state_dict()) for name, part in self.parts.items()}
+        if self.run.world.first:
+            point = Checkpoint(self.counts.step, parts, self.facts)
+            checkpoint.save(self.run.folder, point, self.run.config.keep, self.log)
+            draw_curves(self.run.folder, at_most_every=30)
