@@ -22,13 +22,13 @@ import data
 import dpo
 import lora
 from dpo import PairLog, StepLog, answer_logps, dpo_loss, schedule_factor, step_metrics
-from run import checkpoint, inputs, publishing
+from run import checkpoint, inputs, publish
 from run.checkpoint import Checkpoint
 from run.commands import Stop, guarded
 from run.config import Config, parse
 from run.console import print_merge, print_rows, print_start, print_summary
 from run.measuring import Clock
-from run.merging import write_merged
+from run.merge import write_merged
 from run.plan import settled
 from run.processes import World
 from run.reference import Reference
@@ -147,11 +147,11 @@ def run(config: Config, stop: Stop | None = None, world: World | None = None) ->
     world = world or World()
     inputs.prepare_libraries()
     if config.push_to_hub and world.first:
-        publishing.check_access(config.push_to_hub)
+        publish.check_access(config.push_to_hub)
     with checkpoint.opened(config, world) as (folder, resumed):
         train(Run(config, folder, world, stop or Stop(), Clock()), resumed)
     if config.push_to_hub and world.first and not config.plan:
-        publishing.publish(inputs.finished_run(folder), config.push_to_hub, config.private)
+        publish.publish(inputs.finished_run(folder), config.push_to_hub, config.private)
     return folder
 
 

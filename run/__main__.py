@@ -3,6 +3,9 @@
 import importlib
 import sys
 
+from run.commands import guarded
+from run.errors import UsageError, closest
+
 COMMANDS = {
     "data": "report how a source is read and encoded, and what is left out",
     "evaluate": "measure a run or any model: MC1, MC2, pair accuracy, with intervals",
@@ -12,19 +15,28 @@ COMMANDS = {
 }
 
 
-def main(argv: list[str]) -> int:
-    """Run the command named first; return the exit status."""
-    if argv and argv[0] in COMMANDS:
-        return int(importlib.import_module(f"run.{argv[0]}").main(argv[1:]))
-    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
-    usage = "\n".join(["usage: python -m run COMMAND ... (--help of each says more)", "", *lines])
-    if argv and argv[0] in ("-h", "--help"):
-        print(usage)
-        return 0
-    wrong = f"unknown command {argv[0]!r}" if argv else "a command is needed"
-    print(f"python -m run: {wrong}\n\n{usage}", file=sys.stderr)
-    return 2
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that is named first; return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    named = " ".join(["python -m run", *argv[:1]])
+    return guarded(named, lambda stop, world: command(argv), argv)
+
+
+def command(argv: list[str]) -> None:
+    """Do what the command does, or list the commands.
+
+    Raises:
+        UsageError: there is no such command.
+    """
+    name, *rest = argv or ["--help"]
+    if name in COMMANDS:
+        importlib.import_module(f"run.{name}").command(rest)
+    elif name in ("-h", "--help"):
+        print("python -m run COMMAND ...; --help behind a command says more\n")
+        print("\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()))
+    else:
+        raise UsageError(f"there is no such command{closest(name, COMMANDS)} (see --help)")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -18,9 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TextIO
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.utils._pytree import (
+    keystr,
+    tree_flatten_with_path,
+    tree_unflatten,
+    treespec_dumps,
+    treespec_loads,
+)
 
 import lora
 from run.config import Config
@@ -31,16 +37,14 @@ from run.processes import World
 FORMAT = 3
 TENSORS, FACTS = "state.safetensors", "state.json"
 
-State = Mapping[str, Any]  # tensors, numbers and texts by name
-
 
 class Part(Protocol):
-    """Something that must survive a kill."""
+    """Something that must survive a kill: an optimizer, counts, random generators."""
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> dict[Any, Any]:
         """Return all that it needs to go on."""
 
-    def load_state_dict(self, state: Any) -> None:
+    def load_state_dict(self, state: dict[Any, Any]) -> None:
         """Go on from there."""
 
 
@@ -48,7 +52,7 @@ class Checkpoint(NamedTuple):
     """A run after so many optimizer steps."""
 
     step: int
-    parts: dict[str, dict[str, Any]]  # the state of every part, by its name
+    parts: dict[str, dict[Any, Any]]  # the state of every part, by its name
     facts: dict[str, Any]  # what must be the same for a run to go on: settings, hashes
     path: Path | None = None
 
@@ -59,43 +63,20 @@ class AdapterPart:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[Any, Tensor]:
         """Return the adapter as it stands."""
-        parameters = lora.adapter_parameters(self.model)
-        return {str(i): parameter.detach() for i, parameter in enumerate(parameters)}
+        return dict(enumerate(lora.copy_adapter(self.model)))
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[Any, Tensor]) -> None:
         """Make the saved adapter this model's.
 
         Raises:
             UsageError: it is another one.
         """
-        saved = [state[str(i)] for i in range(len(state))]
         shapes = [parameter.shape for parameter in lora.adapter_parameters(self.model)]
-        if [tensor.shape for tensor in saved] != shapes:
+        if [tensor.shape for tensor in state.values()] != shapes:
             raise UsageError("the checkpoint's adapter has other shapes than this run's")
-        lora.restore_adapter(self.model, saved)
-
-
-class OptimizerPart:
-    """An optimizer's moments, as a part of a checkpoint; its rates are set anew at every step."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return what it keeps of each parameter."""
-        state = self.optimizer.state_dict()["state"].items()
-        return {f"{number}/{name}": t for number, kept in state for name, t in kept.items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with what was kept."""
-        kept: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            number, _, what = name.partition("/")
-            kept.setdefault(int(number), {})[what] = value.clone()
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        lora.restore_adapter(self.model, list(state.values()))
 
 
 def save(run: Path, point: Checkpoint, keep: int, log: TextIO) -> None:
@@ -104,15 +85,15 @@ def save(run: Path, point: Checkpoint, keep: int, log: TextIO) -> None:
     Raises:
         OSError: the disk is full, or the folder is gone or cannot be written.
     """
-    tensors, values = dict[str, Tensor](), dict[str, dict[str, Any]]()
-    for part, state in point.parts.items():
-        values[part] = {name: v for name, v in state.items() if not isinstance(v, Tensor)}
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"{part}/{name}"] = value.cpu().contiguous()
+    leaves, structure = tree_flatten_with_path(point.parts)
+    named = {keystr(path): leaf for path, leaf in leaves}
+    tensors = {name: t.cpu().contiguous() for name, t in named.items() if isinstance(t, Tensor)}
     content = safetensors.torch.save(tensors)
-    digest = hashlib.sha256(content).hexdigest()
-    facts = {"format": FORMAT, "step": point.step, "sha256": digest, **point.facts, "parts": values}
+    facts = {
+        "format": FORMAT, "step": point.step, "sha256": hashlib.sha256(content).hexdigest(),
+        **point.facts, "structure": treespec_dumps(structure),
+        "parts": {name: None if name in tensors else leaf for name, leaf in named.items()},
+    }  # fmt: skip
     os.fsync(log.fileno())
     if not os.fstat(log.fileno()).st_nlink:  # written to, and in no folder any more
         raise FileNotFoundError(2, "the run's folder is gone", str(run))
@@ -146,10 +127,8 @@ def load(path: Path) -> Checkpoint:
         step, settings = facts["step"], facts["config"]
         if type(step) is not int or step < 0 or not isinstance(settings, dict):
             raise ValueError(f"{FACTS} has no valid step or settings")
-        parts = {name: dict(values) for name, values in facts["parts"].items()}
-        for key, tensor in safetensors.torch.load(content).items():
-            part, _, name = key.partition("/")
-            parts[part][name] = tensor
+        leaves = facts["parts"] | safetensors.torch.load(content)
+        parts = tree_unflatten(leaves.values(), treespec_loads(facts["structure"]))
         return Checkpoint(step, parts, facts, path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error

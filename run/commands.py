@@ -12,7 +12,7 @@ from data import DataError
 from dpo import NumericError, OutOfMemory
 from lora import ModelError
 from run import processes
-from run.errors import HubError, ProcessDied, Stopped, UsageError
+from run.errors import HubError, Parser, ProcessDied, Stopped, UsageError
 
 BAD_INPUT = (UsageError, DataError, ModelError)
 FAILED = (NumericError, OutOfMemory, HubError, ProcessDied, OSError)
@@ -89,3 +89,10 @@ def guarded(
 def _say(name: str, world: processes.World, text: str) -> None:
     if world.first:
         print(f"{name}: {text}", file=sys.stderr, flush=True)
+
+
+def parser(name: str, does: str) -> Parser:
+    """Return the parser of `python -m run NAME`, for its arguments to be added."""
+    made = Parser(prog=f"python -m run {name}", description=does, allow_abbrev=False)
+    made.add_argument("--debug", action="store_true", help="show tracebacks")
+    return made

@@ -2,13 +2,12 @@
 
 import argparse
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -22,7 +21,7 @@ from lora.base.compiling import Compile
 from lora.base.quantise import Quantise
 from lora.base.sharding import Shard
 from lora.files import write_text
-from run.errors import UsageError
+from run.errors import Parser, UsageError, closest
 
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 KEYWORDS = ("auto", "builtin", "truthfulqa")  # what --model and --data take besides paths and ids
@@ -288,7 +287,7 @@ def parse(
     Raises:
         UsageError: a flag, a value or the file is wrong.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=program,
         description=does,
         allow_abbrev=False,
@@ -372,7 +371,7 @@ def _read_yaml(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         kind = hints.get(name)
         if kind is None or name == "debug":
-            raise UsageError(f"--config {path}: unknown setting {name!r}{_closest(name, hints)}")
+            raise UsageError(f"--config {path}: unknown setting {name!r}{closest(name, hints)}")
         if get_origin(kind) is tuple:
             items = [value] if isinstance(value, str) else value
             if isinstance(items, list) and all(isinstance(item, str) for item in items):
@@ -390,17 +389,3 @@ def _read_yaml(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
         if not fits:
             raise UsageError(f"--config {path}: {name}: {value!r} is no value for it; see --help")
     return settings
-
-
-def _closest(name: str, names: Any) -> str:
-    near = difflib.get_close_matches(str(name), list(names), 1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Say what is wrong in one line instead of printing forty flags before it."""
-
-    def error(self, message: str) -> NoReturn:
-        wrong = message.partition("unrecognized arguments: ")[2].split(" ")[0]
-        flags = [s for a in self._actions for s in a.option_strings]
-        raise UsageError(f"{message}{_closest(wrong, flags) if wrong else ''} (see --help)")

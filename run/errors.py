@@ -1,6 +1,10 @@
 """What a command says in one line instead of a traceback."""
 
+import argparse
+import difflib
 import signal
+from collections.abc import Iterable
+from typing import NoReturn
 
 
 class UsageError(ValueError):
@@ -21,3 +25,23 @@ class Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of printing every flag before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line.
+
+        Raises:
+            UsageError: always.
+        """
+        wrong = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        flags = [s for a in self._actions for s in a.option_strings]
+        raise UsageError(f"{message}{closest(wrong, flags) if wrong else ''} (see --help)")
+
+
+def closest(name: object, names: Iterable[str]) -> str:
+    """Ask whether one of the names was meant; "" if none is near."""
+    near = difflib.get_close_matches(str(name), list(names), 1)
+    return f"; did you mean {near[0]}?" if near else ""

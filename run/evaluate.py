@@ -16,47 +16,35 @@ import lora
 from data.encode import without_stop
 from data.templates import TRUTHFULQA_PROMPT
 from run import inputs
-from run.commands import guarded
+from run.commands import parser
 from run.config import Config
 from run.console import print_measures, watch_answers
 from run.errors import UsageError
 from run.folder import write_json
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m run evaluate",
-        description="MC1, MC2, pair accuracy and their like, with 95% intervals.",
-    )
-    parser.add_argument(
-        "target", metavar="RUN|MODEL", help="a run's folder, or a model's, or its id"
-    )
-    parser.add_argument("--adapter", metavar="DIR", help="measure with this adapter, and without")
-    parser.add_argument("--data", help="questions; default: held out by the run, else auto")
-    parser.add_argument("--columns", help="as for train.py")
-    parser.add_argument(
-        "--eval-fraction", type=float, help="only the share of --data that a run would hold out"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of that split (0)")
-    parser.add_argument(
-        "--prompt", choices=("plain", "truthfulqa"), default="plain",
-        help="the run's own text, or TruthfulQA's six examples before each question",
-    )  # fmt: skip
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--device", help="cpu, cuda, mps; default the run's, else auto")
-    parser.add_argument("--output", metavar="FILE.json", help="write the figures here as well")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(argv)
-    return guarded("python -m run evaluate", lambda stop, world: evaluate(args), argv)
-
-
-def evaluate(args: argparse.Namespace) -> None:
+def command(argv: list[str]) -> None:
     """Measure and print.
 
     Raises:
         UsageError: a flag does not fit.
     """
+    arguments = parser("evaluate", "MC1, MC2, pair accuracy and their like, with 95% intervals.")
+    add = arguments.add_argument
+    add("target", metavar="RUN|MODEL", help="a run's folder, or a model's, or its id")
+    add("--adapter", metavar="DIR", help="measure with this adapter, and without")
+    add("--data", help="questions; default: held out by the run, else auto")
+    add("--columns", help="as for train.py")
+    add("--eval-fraction", type=float, help="only the share of --data that a run would hold out")
+    add("--seed", type=int, default=0, help="of that split (0)")
+    add(
+        "--prompt", choices=("plain", "truthfulqa"), default="plain",
+        help="the run's own text, or TruthfulQA's six examples before each question",
+    )  # fmt: skip
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"))
+    add("--device", help="cpu, cuda, mps; default the run's, else auto")
+    add("--output", metavar="FILE.json", help="write the figures here as well")
+    args = arguments.parse_args(argv)
     inputs.prepare_libraries()
     config, adapter, held_out = _asked_for(args)
     tokenizer, text = inputs.load_tokenizer(config)

@@ -1,4 +1,4 @@
-"""Where a run writes: its folder, its log, and the cache that outlives it."""
+"""Where a run writes: its folder, its log and pictures, and the cache that outlives it."""
 
 import atexit
 import contextlib
@@ -8,7 +8,8 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any, TextIO
 
 from platformdirs import user_cache_path
 
-from lora.files import PART, write_text
+from dpo import curves_figure, evaluation_figure
+from lora.files import PART, whole, write_text
 from run.errors import UsageError
 
 
@@ -101,3 +103,26 @@ def _step_of(line: str) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+def draw_curves(run: Path, at_most_every: float = 0.0) -> None:
+    """Write curves.png of a run from its metrics.jsonl.
+
+    One that is not `at_most_every` seconds old stays; before the first the run's start counts.
+    """
+    picture = run / "curves.png"
+    last = picture if picture.exists() else run / "config.yaml"
+    if at_most_every and time.time() - last.stat().st_mtime < at_most_every:
+        return
+    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    if any("loss" in line for line in log):
+        with whole(picture) as new:
+            curves_figure(log).savefig(new, format="png", dpi=120)
+
+
+def draw_evaluation(
+    run: Path, results: Mapping[str, Any], before: Sequence[float], after: Sequence[float]
+) -> None:
+    """Write evaluation.png: the margins of the held-out pairs, and the effect by category."""
+    with whole(run / "evaluation.png") as new:
+        evaluation_figure(results, before, after).savefig(new, format="png", dpi=120)

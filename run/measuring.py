@@ -5,10 +5,8 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,11 +24,11 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float]:
         """Return the seconds so far."""
         return dict(self.seconds)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, float]) -> None:
         """Add the seconds of the run before it was interrupted."""
         for name, seconds in state.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds

@@ -1,48 +1,48 @@
-"""`python -m run merge`: merge an adapter into its base, a shard at a time."""
+"""`python -m run merge`, and every check that a merged model is base + adapter."""
 
-import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-import transformers
 
+import dpo
+import lora
+from dpo.scoring import Answers
+from lora.base.quantise import Quantise
 from run import inputs
-from run.commands import guarded
+from run.commands import parser
+from run.config import parse
+from run.console import watch_answers
 from run.errors import UsageError
-from run.merging import merge_from_files, saved_base
+
+PROMPTS = (
+    "Question: What is the capital of France?\nAnswer: Paris is the capital of France.",
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
+    "Question: Do bats see?\nAnswer: Bats have working eyes, and many of them see well.",
+)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m run merge",
-        description="Merge an adapter into its base, a shard at a time, and check the result.",
-    )
-    parser.add_argument("adapter", metavar="RUN_OR_ADAPTER", help="a run's folder, or an adapter's")
-    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
-    parser.add_argument(
-        "--base",
-        choices=("original", "dequantized"),
-        default="dequantized",
-        help="for a run with --quantize: the weights before quantisation, or those it trained on",
-    )
-    parser.add_argument("--merge-dtype", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(argv)
-    return guarded("python -m run merge", lambda stop, world: merge(args), argv)
-
-
-def merge(args: argparse.Namespace) -> None:
-    """Merge, check and say what rounding did.
+def command(argv: list[str]) -> None:
+    """Merge an adapter into the files of its base, check the result, and say what rounding did.
 
     Raises:
         UsageError: the output exists.
         ModelError: as `merge_from_files`.
     """
+    arguments = parser(
+        "merge", "Merge an adapter into its base, a shard at a time, and check the result."
+    )
+    add = arguments.add_argument
+    add("adapter", metavar="RUN_OR_ADAPTER", help="a run's folder, or an adapter's")
+    add("--output", required=True, metavar="DIR", help="a new folder")
+    add(
+        "--base", choices=("original", "dequantized"), default="dequantized",
+        help="for a run with --quantize: the weights before quantisation, or those it trained on",
+    )  # fmt: skip
+    add("--merge-dtype", choices=("float32", "bfloat16", "float16"))
+    args = arguments.parse_args(argv)
     inputs.prepare_libraries()
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
     output = Path(args.output)
     if output.exists():
         raise UsageError(f"--output {output} exists; name another or remove it first")
@@ -56,3 +56,126 @@ def merge(args: argparse.Namespace) -> None:
         f"changed their deltas by {rounding.error:.0%}; {difference.found:.2g} nats a token from "
         "base + adapter"
     )
+
+
+class Difference(NamedTuple):
+    """How far apart a merged model and base + adapter are: nats a token, mean over answers."""
+
+    found: float
+    allowed: float  # what rounding explains, see `lora.allowed_difference`
+
+    @property
+    def fits(self) -> bool:
+        """Tell whether rounding explains it; a difference that is no number does not fit."""
+        return self.found <= self.allowed
+
+    def too_far(self) -> str:
+        """Say by how much it is too large."""
+        return (
+            f"differs from base + adapter by {self.found:.3g} nats a token, more than the "
+            f"{self.allowed:.3g} that rounding explains"
+        )
+
+
+class Policy(NamedTuple):
+    """What base + adapter make of some answers, to compare a merged model with."""
+
+    scores: dpo.Scores
+    base_scores: dpo.Scores
+    answers: Sequence[Answers]
+    dtype: torch.dtype  # in which it was computed
+    shared: bool
+
+    @classmethod
+    def scored(
+        cls, base: lora.Base, adapter: Path, answers: Sequence[Answers], shared: bool
+    ) -> "Policy":
+        """Add a saved adapter to its base and score the answers, with it and without it."""
+        lora.load_adapter(base.model, adapter)
+        base.model.eval()
+        scores = _scores(base.model, answers, shared)
+        with lora.adapters_disabled(base.model):
+            base_scores = _scores(base.model, answers, shared)
+        return cls(scores, base_scores, answers, base.model.dtype, shared)
+
+    def compared(self, merged: Any, stored: torch.dtype) -> tuple[dpo.Scores, Difference]:
+        """Score the same answers by a merged model; return its scores, and how far it is away."""
+        found = _scores(merged, self.answers, self.shared)
+        lengths = {
+            dpo.answer_key(prompt, answer): len(answer)
+            for prompt, answers in self.answers
+            for answer in answers
+        }
+        moved = dpo.mean_difference(self.base_scores, self.scores, lengths)
+        difference = dpo.mean_difference(found, self.scores, lengths)
+        coarser = self.dtype if merged.dtype == torch.float32 else merged.dtype
+        return found, Difference(difference, lora.allowed_difference(stored, coarser, moved))
+
+
+def _scores(model: Any, answers: Sequence[Answers], shared: bool) -> dict[str, float]:
+    return dpo.Scorer(model, shared, watch=watch_answers).scores("Checking", [answers])
+
+
+def merge_from_files(
+    base: Path,
+    adapter: Path,
+    output: Path,
+    dtype: torch.dtype | None = None,
+    quantise: Quantise = "none",
+) -> tuple[lora.Rounding, Difference]:
+    """Merge an adapter into the files of its base and check the result; see `lora.merge_files`.
+
+    Raises:
+        ModelError: as `lora.merge_files`, or the merged model is not base + adapter. Nothing is
+            written then.
+    """
+    found: list[Difference] = []
+
+    def check(merged: Path) -> None:
+        cpu, stored = torch.device("cpu"), lora.stored_dtype(merged)
+        tokenizer, _ = lora.load_tokenizer(str(base))
+        texts = [tuple(tokenizer(prompt).input_ids) for prompt in PROMPTS]
+        whole = lora.load_base(str(base), cpu, lora.stored_dtype(base), quantise=quantise)
+        # Behind its first token each text is one answer, read by the model's own plain forward.
+        policy = Policy.scored(whole, adapter, [(ids[:1], [ids[1:]]) for ids in texts], False)
+        if quantise != "none":  # whose layers compute in bfloat16
+            policy = policy._replace(dtype=torch.bfloat16)
+        del whole
+        _, difference = policy.compared(lora.load_base(str(merged), cpu, stored).model, stored)
+        found.append(difference)
+        if not difference.fits:
+            raise lora.ModelError(f"the merged model {difference.too_far()}; nothing was written")
+
+    rounding = lora.merge_files(base, adapter, output, dtype, quantise, check)
+    return rounding, found[0]
+
+
+def write_merged(
+    model: Any, base: lora.Base, tokenizer: Any, run: Path, dtype: str = "auto"
+) -> lora.Rounding:
+    """Merge the model's adapter and write RUN/merged; return what rounding did to the deltas.
+
+    The adapter is taken into the model's weights. Where they are split over processes, the files of
+    base and adapter are merged instead.
+    """
+    stored = None if dtype == "auto" else getattr(torch, dtype)
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        return merge_from_files(base.folder, run / "adapter", run / "merged", stored)[0]
+    rounding = lora.merge_rounding(model, stored)
+    lora.save_merged(lora.merge_lora(model, stored), tokenizer, run / "merged")
+    return rounding
+
+
+def saved_base(folder: Path) -> tuple[Path, Path, Quantise]:
+    """Return an adapter's folder, its base's, and how training had quantised the base.
+
+    `folder` is a run's, or the adapter's own.
+
+    Raises:
+        ModelError: there is no adapter, or it names no base model.
+    """
+    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    base = lora.base_of(adapter)
+    settings = folder / "config.yaml"
+    quantise = parse(["--config", str(settings)]).quantize if settings.is_file() else "none"
+    return adapter, base, quantise

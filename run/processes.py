@@ -10,7 +10,7 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -123,18 +123,16 @@ class Generators:
         self.world, self.seed = world, seed
         self._saved: list[Tensor] = []
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of all processes' generators; all of them call this."""
+    def state_dict(self) -> dict[Any, list[Tensor]]:
+        """Return {rank: states} of all processes' generators; all of them call this."""
         states = [torch.get_rng_state()]
         if torch.cuda.is_available():
             states.append(torch.cuda.get_rng_state())
-        gathered = enumerate(self.world.gather(states))
-        return {f"{rank}/{i}": state for rank, own in gathered for i, state in enumerate(own)}
+        return dict(enumerate(self.world.gather(states)))
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[Any, list[Tensor]]) -> None:
         """Keep this process' states for `start`, if a process of its rank saved some."""
-        mine = f"{self.world.rank}/"
-        self._saved = [state[name] for name in sorted(state) if name.startswith(mine)]
+        self._saved = state.get(self.world.rank, [])
 
     def start(self, step: int) -> None:
         """Let this process draw numbers of its own from here on.

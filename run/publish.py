@@ -1,33 +1,211 @@
-"""`python -m run publish`: share a run on the Hub, checked."""
+"""`python -m run publish`: from a finished run to the Hub, checked, in one commit."""
 
-import argparse
+import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from run import inputs, publishing
-from run.commands import guarded
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import errors as hub
+from huggingface_hub.utils import validate_repo_id
+
+import data
+import dpo
+import lora
+from run import card, inputs
+from run.card import Check
+from run.commands import parser
+from run.errors import HubError, UsageError
+from run.inputs import FinishedRun
+from run.merge import Policy
+
+SMALL = 2 * 10**9  # parameters of a model that is checked in float32
+CHECKED = 200  # held-out questions at most
+PICTURES = ("curves.png", "evaluation.png")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m run publish",
-        description="Check a run's merged model, then put it, the adapter, the tokenizer and the "
-        "model card on the Hub in one commit. The token is HF_TOKEN or ACCESS_TOKEN, in the "
-        "environment or in .env.",
+def command(argv: list[str]) -> None:
+    """Check and upload what the command line names."""
+    arguments = parser(
+        "publish",
+        "Check a run's merged model, then put it, the adapter, the tokenizer and the model card on "
+        "the Hub in one commit. The token is HF_TOKEN or ACCESS_TOKEN, in the environment or .env.",
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder")
-    parser.add_argument("repo", metavar="OWNER/NAME", help="the repository; made if there is none")
-    parser.add_argument("--adapter-only", action="store_true", help="leave the merged model out")
-    parser.add_argument("--private", action="store_true", help="if the repository is made")
-    parser.add_argument("--update", action="store_true", help="the repository holds files already")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(argv)
-    return guarded("python -m run publish", lambda stop, world: publish(args), argv)
-
-
-def publish(args: argparse.Namespace) -> None:
-    """Check and upload."""
+    add = arguments.add_argument
+    add("run", metavar="RUN", help="a run's folder")
+    add("repo", metavar="OWNER/NAME", help="the repository; made if there is none")
+    add("--adapter-only", action="store_true", help="leave the merged model out")
+    add("--private", action="store_true", help="if the repository is made")
+    add("--update", action="store_true", help="the repository holds files already")
+    args = arguments.parse_args(argv)
     inputs.prepare_libraries()
-    publishing.check_access(args.repo, args.update)
-    run = inputs.finished_run(Path(args.run))
-    publishing.publish(run, args.repo, args.private, args.adapter_only)
+    check_access(args.repo, args.update)
+    publish(inputs.finished_run(Path(args.run)), args.repo, args.private, args.adapter_only)
+
+
+def check_access(repo: str, update: bool = False) -> None:
+    """Find out before any work whether the run could be published there.
+
+    Raises:
+        UsageError: there is no token or it is refused, the name is no name or is taken.
+        HubError: the Hub does not answer.
+    """
+    try:
+        validate_repo_id(repo)
+    except hub.HFValidationError as error:
+        raise UsageError(f"{repo!r} is no repository's name: {error}") from None
+    if repo.count("/") != 1:
+        raise UsageError(f"{repo!r} is no repository's name; write OWNER/NAME")
+    if not get_token():
+        raise UsageError(
+            "publishing needs a token that may write: put it into HF_TOKEN, or into .env as "
+            "HF_TOKEN=..."
+        )
+    api = HfApi()
+    try:
+        who = api.whoami()
+        owners = {who["name"], *(org["name"] for org in who.get("orgs", []))}
+        if repo.split("/")[0] not in owners:
+            raise UsageError(
+                f"this token belongs to {who['name']}, who may not write to {repo.split('/')[0]}; "
+                f"publish as {who['name']}/{repo.split('/')[1]} or use another token"
+            )
+        if api.repo_exists(repo):
+            files = set(api.list_repo_files(repo)) - {".gitattributes"}
+            if files and not update:
+                raise UsageError(
+                    f"{repo} exists and holds {len(files)} files; choose another name, or add a "
+                    "commit to it with python -m run publish RUN REPO --update"
+                )
+    except (hub.HTTPError, OSError) as error:
+        raise _explained(error, repo, "nothing was done") from error
+
+
+def publish(
+    run: FinishedRun, repo: str, private: bool = False, adapter_only: bool | None = None
+) -> str:
+    """Check the files of a run, and commit them; return where they are.
+
+    What was uploaded before an interruption is not uploaded again. Where nothing is said, the
+    merged model goes along if the run made one.
+
+    Raises:
+        UsageError: the run has no merged model.
+        lora.ModelError: the merged model is not base + adapter.
+        HubError: the Hub refuses or does not answer.
+    """
+    inputs.prepare_libraries()
+    merged = run.folder / "merged"
+    if adapter_only is None:
+        adapter_only = not run.config.merge
+    if not adapter_only and not merged.is_dir():
+        raise UsageError(
+            f"{run.folder} has no merged model; add --adapter-only, or make it: "
+            f"python -m run merge {run.folder} --output {merged}"
+        )
+    with TemporaryDirectory() as scratch:
+        check, tokenizer = checked(run, None if adapter_only else merged)
+        if adapter_only:
+            tokenizer.save_pretrained(scratch)
+        made = card.model_card(run.folder, repo, adapter_only, check)
+        files: dict[str, Path | bytes] = {
+            "README.md": str(made).encode(),
+            **{name: run.folder / name for name in PICTURES if (run.folder / name).is_file()},
+            **_folder(Path(scratch) if adapter_only else merged),
+            **_folder(run.adapter, "" if adapter_only else "adapter/"),
+        }
+        name = "adapter_config.json" if adapter_only else "adapter/adapter_config.json"
+        files[name] = _portable(run.adapter / "adapter_config.json", run.config.model)
+        size = sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files.values())
+        print(f"Publishing {len(files)} files, {size / 2**20:.1f} MiB, to {repo} ...", flush=True)
+        api = HfApi()
+        try:
+            api.create_repo(repo, private=private or None, exist_ok=True)
+            commit = api.create_commit(
+                repo,
+                [
+                    CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+                    for name, content in files.items()
+                ],
+                commit_message=f"{run.folder.resolve().name}: adapter"
+                + ("" if adapter_only else ", merged model")
+                + " and card",
+            )
+        except (hub.HTTPError, OSError, RuntimeError, ValueError) as error:
+            again = (
+                f"python -m run publish {shlex.quote(str(run.folder))} {repo} goes on from there"
+            )
+            raise _explained(error, repo, again) from error
+    print(f"Published:  {commit.repo_url.url}")
+    return str(commit.repo_url.url)
+
+
+def checked(run: FinishedRun, merged: Path | None) -> tuple[Check, Any]:
+    """Load what is published as anybody would, and measure it on held-out questions.
+
+    Small models are read in float32, in which the same files give everybody the same figures.
+    Returns the check and the tokenizer.
+
+    Raises:
+        ModelError: the merged model differs from base + adapter by more than rounding does.
+    """
+    config = run.config
+    shape = lora.skeleton(lora.folder_of(config.model, config.revision))
+    if config.quantize == "none" and sum(p.numel() for p in shape.parameters()) < SMALL:
+        config = replace(config, dtype="float32")
+    print("Checking the files on held-out questions ...", flush=True)
+    tokenizer, text = inputs.load_tokenizer(config)
+    prepared = inputs.read_questions(config, tokenizer, text)
+    questions = list(prepared.held_out)[:CHECKED]
+    base = inputs.load_model(config)
+    few = data.of_all_lengths(prepared.held_out)
+    shared = dpo.check_sharing(base.model, few, prepared.largest_id, base.layers).shared
+    policy = Policy.scored(base, run.adapter, [dpo.all_answers(q) for q in questions], shared)
+    adapter = dpo.believed(questions, policy.scores).means()
+    dtype = str(base.model.dtype).removeprefix("torch.")
+    if merged is None:
+        return Check(dtype, len(questions), adapter), tokenizer
+    del base
+    own = replace(config, model=str(merged), revision=None, quantize="none")
+    found, apart = policy.compared(inputs.load_model(own).model, lora.stored_dtype(merged))
+    if not apart.fits:
+        raise lora.ModelError(
+            f"{merged} {apart.too_far()}; nothing was published. Merge again: "
+            f"python -m run merge {run.folder} --output ..."
+        )
+    means = dpo.believed(questions, found).means()
+    return Check(dtype, len(questions), adapter, means, apart), tokenizer
+
+
+def _folder(folder: Path, prefix: str = "") -> dict[str, Path | bytes]:
+    return {prefix + path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def _portable(file: Path, model: str) -> bytes:
+    """Return an adapter's configuration that names its base for others, not by a folder here."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = card.base_on_hub(model) or card.public_name(model)
+    return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def _explained(error: Exception, repo: str, again: str) -> Exception:
+    """Return the error that says to a person what the Hub meant."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return UsageError("the Hub does not accept this token; make a new one in its settings")
+    if status == 403:
+        return UsageError(f"this token may not write to {repo}; it needs the right to write there")
+    if status == 409:
+        return UsageError(f"{repo} is taken, or is being changed by somebody; choose another name")
+    cause: BaseException | None = error
+    said: list[str] = []
+    while cause is not None:
+        said.append((str(cause).strip() or type(cause).__name__).splitlines()[0])
+        unanswered = isinstance(cause, hub.HTTPError) and not hasattr(cause, "response")
+        if unanswered or isinstance(cause, hub.OfflineModeIsEnabled):
+            return HubError(f"the Hub cannot be reached ({said[-1]}); {again}")
+        cause = cause.__cause__ or cause.__context__
+    why = ": ".join(dict.fromkeys((said[0], said[-1])))
+    return HubError(f"publishing to {repo} failed: {why}; {again}")

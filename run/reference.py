@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,13 @@ class Reference:
         """Return how many forward passes a training batch takes, the policy's included."""
         return 2 if self._moved else 1
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[Any, Tensor]:
         """Return the adapter that a moving reference has."""
-        return {str(i): tensor for i, tensor in enumerate(self._moved)}
+        return dict(enumerate(self._moved))
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[Any, Tensor]) -> None:
         """Go on with a reference that had moved."""
-        device = self.model.device
-        self._moved = [state[str(i)].to(device) for i in range(len(state))]
+        self._moved = [tensor.to(self.model.device) for tensor in state.values()]
 
 
 def read_cache(file: Path) -> dict[str, float]:

@@ -4,7 +4,6 @@ One model is loaded; switching the adapters off makes it the base. Prompts becom
 in training, so that what is asked here is what was trained on.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,35 +13,26 @@ import data
 import dpo
 import lora
 from run import inputs
-from run.commands import guarded
+from run.commands import parser
 from run.errors import UsageError
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m run sample", description="Answers of the base and of the tuned model."
-    )
-    parser.add_argument("run", metavar="RUN", help="a run's folder")
-    parser.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="ask this; default: held-out questions"
-    )
-    parser.add_argument("--count", type=int, default=5, help="of held-out questions (5)")
-    parser.add_argument("--chat", action="store_true", help="ask line by line; Ctrl-D ends")
-    parser.add_argument("--max-tokens", type=int, default=64, help="of an answer (64)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, draws none")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(argv)
-    return guarded("python -m run sample", lambda stop, world: sample(args), argv)
-
-
-def sample(args: argparse.Namespace) -> None:
+def command(argv: list[str]) -> None:
     """Load the run and print what is asked for.
 
     Raises:
         UsageError: the folder holds no run, or a number is out of range.
     """
+    arguments = parser("sample", "Answers of the base and of the tuned model.")
+    add = arguments.add_argument
+    add("run", metavar="RUN", help="a run's folder")
+    add("--prompt", action="append", metavar="TEXT", help="ask this; default: held-out questions")
+    add("--count", type=int, default=5, help="of held-out questions (5)")
+    add("--chat", action="store_true", help="ask line by line; Ctrl-D ends")
+    add("--max-tokens", type=int, default=64, help="of an answer (64)")
+    add("--temperature", type=float, default=0.0, help="0, the default, draws none")
+    add("--seed", type=int, default=0, help="of what is drawn (0)")
+    args = arguments.parse_args(argv)
     if args.count < 1 or args.max_tokens < 1 or args.temperature < 0:
         raise UsageError("--count and --max-tokens must be 1 or more, --temperature 0 or more")
     inputs.prepare_libraries()

@@ -7,8 +7,7 @@ from typing import Any
 import dpo
 from lora import Base
 from run.card import write_card
-from run.drawing import draw_curves, draw_evaluation
-from run.folder import write_json
+from run.folder import draw_curves, draw_evaluation, write_json
 from run.measuring import hardware, peak_memory
 from run.training import Training
 

@@ -5,7 +5,7 @@ what happens around a step.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,13 +18,12 @@ import data
 import dpo
 import lora
 from run import checkpoint
-from run.checkpoint import AdapterPart, Checkpoint, OptimizerPart, Part
+from run.checkpoint import AdapterPart, Checkpoint, Part
 from run.commands import Stop
 from run.config import Config
 from run.console import Progress, watch_answers
-from run.drawing import draw_curves
 from run.errors import Stopped
-from run.folder import metrics_log
+from run.folder import draw_curves, metrics_log
 from run.measuring import Clock
 from run.plan import Plan
 from run.processes import Generators, World
@@ -58,7 +57,7 @@ class Counts:
         """Return the counts."""
         return asdict(self)
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on counting."""
         vars(self).update(state)
 
@@ -85,15 +84,12 @@ class Best:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the adapter and what is known of it."""
-        return {**self.facts, **{str(i): tensor for i, tensor in enumerate(self._adapter)}}
+        return {"facts": self.facts, "adapter": self._adapter}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with what was the best."""
-        device = self.model.device
-        names = ("step", "metric", "value")
-        self.facts = {name: state[name] for name in names if name in state}
-        count = len(state) - len(self.facts)
-        self._adapter = [state[str(i)].to(device) for i in range(count)]
+        self.facts = state["facts"]
+        self._adapter = [tensor.to(self.model.device) for tensor in state["adapter"]]
 
 
 class Training:
@@ -135,7 +131,7 @@ class Training:
         """
         self.reference = reference
         self.parts = {
-            "adapter": AdapterPart(self.model), "optimizer": OptimizerPart(optimizer),
+            "adapter": AdapterPart(self.model), "optimizer": optimizer,
             "reference": reference, "best": self.best, "generators": self.generators,
             "counts": self.counts, "seconds": self.run.clock,
         }  # fmt: skip
@@ -251,7 +247,7 @@ class Training:
     def _save(self) -> None:
         """Save the run; all processes take part."""
         self.counts.budget = self.budget.tokens
-        parts = {name: dict(part.state_dict()) for name, part in self.parts.items()}
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
         if self.run.world.first:
             point = Checkpoint(self.counts.step, parts, self.facts)
             checkpoint.save(self.run.folder, point, self.run.config.keep, self.log)
