@@ -18,9 +18,8 @@ def command(argv: list[str]) -> None:
     """
     inputs.prepare_libraries()
     config = parse(argv, "python -m run data", DOES, positional="data")
-    names: dict[str, Any] = {
-        n: "builtin" for n in ("data", "model") if getattr(config, n) == "auto"
-    }
-    config = replace(config, **names)
+    auto = [name for name in ("data", "model") if getattr(config, name) == "auto"]
+    builtin: Any = dict.fromkeys(auto, "builtin")  # nothing is asked of the Hub
+    config = replace(config, **builtin)
     tokenizer, text = inputs.load_tokenizer(config)
     print_rows(inputs.read_questions(config, tokenizer, text).report.lines)

@@ -27,6 +27,7 @@ LOGITS = 4 * 32  # rows of float32 logits that the drift holds at once
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: codes, 8-bit scales, their own scales
 USED = 0.6  # share of the matrix products' rate that a whole epoch reached on a CPU; RESULTS.md
 GIB, MIB = 2**30, 2**20
+DEFAULT = Budgets()
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Plan:
     flops: float  # of the whole run with its reference pass and both evaluations, a process
     rate: float  # FLOP/s of matrix products here, just measured
     shards: int = 1  # processes that the base's layers are split among
-    budgets: Budgets = Budgets()  # tokens fed at once
+    budgets: Budgets = DEFAULT  # tokens fed at once
     checkpointing: Checkpointing = "off"  # whether layers are computed again backward
 
     @property
@@ -210,7 +211,7 @@ def settled(config: Config, questions: data.Prepared, steps: data.Steps, world: 
         if tried[-1].fits:
             break
     plan = min(tried, key=lambda way: way.peak)
-    if plan.budgets != Budgets():
+    if plan.budgets != DEFAULT:
         print("Memory: a quarter of the tokens is fed at once", flush=True)
     if plan.checkpointing == "on" and len(ways) > 1:
         print("Memory: activations are computed again backward (--checkpointing on)", flush=True)
@@ -226,7 +227,7 @@ def _planned(work: Work, share: int = 1, **changes: Any) -> Plan:
     device = lora.choose_device(config.device)
     dtype = lora.choose_dtype(config.dtype, device)
     folder = lora.folder_of(config.model, config.revision)
-    return make(work._replace(config=config), folder, device, dtype, Budgets().fewer(share))
+    return make(work._replace(config=config), folder, device, dtype, DEFAULT.fewer(share))
 
 
 def _splits(config: Config, processes: int) -> list[Shard]:

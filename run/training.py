@@ -149,7 +149,7 @@ class Training:
 
     @contextmanager
     def begun(self) -> Iterator[None]:
-        """Within the block the adapters train, steps are logged, and a signal waits for their end."""
+        """Within the block adapters train, steps are logged, and a signal waits for a step's end."""
         run, first = self.run, self.counts.step
         config, folder = run.config, run.folder if run.world.first else None
         lora.train_adapters(self.model)
