@@ -6,14 +6,17 @@ from typing import Literal
 Schedule = Literal["linear", "cosine", "constant"]
 
 
-def schedule_factor(step: int, steps: int, warmup: int, schedule: Schedule) -> float:
+def schedule_factor(step: int, steps: int, warmup_ratio: float, schedule: Schedule) -> float:
     """Return what step 0 <= step < steps multiplies the peak learning rate by, above 0 to 1.
+
+    warmup is `warmup_ratio` of the steps, rounded:
 
     warm-up    (step + 1) / (warmup + 1), so that no step is spent at rate 0
     linear     (steps - step) / (steps - warmup)
     cosine     (1 + cos(pi (step - warmup) / (steps - warmup))) / 2
     constant   1
     """
+    warmup = round(warmup_ratio * steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if schedule == "constant":

@@ -16,7 +16,7 @@ from lora.base.attention import attention_by_hand
 from lora.base.blocks import bytes_of_blocks, weights_in_blocks
 from lora.base.checkpointing import layers_checkpointed
 from lora.base.compiling import layers_compiled
-from lora.base.fingerprint import base_fingerprint, fingerprint
+from lora.base.fingerprint import base_hash, fingerprint
 from lora.base.folders import BUILTIN_HUB_ID, GEMMA_TERMS, builtin_path, folder_of
 from lora.base.layers import decoder_layers
 from lora.base.loading import (

@@ -87,6 +87,14 @@ def load_model(config: Config) -> lora.Base:
     return lora.load_base(config.model, device, dtype, *how)
 
 
+def load_hashed(config: Config, sharded: bool) -> lora.Base:
+    """Load the base model to train on, with its hash; sharded, split over all processes."""
+    if sharded:
+        return load_sharded(config)
+    base = load_model(config)
+    return base._replace(hash=base.hash or lora.base_hash(base.model))
+
+
 def load_sharded(config: Config) -> lora.Base:
     """Load the base model split over all processes; its weights are read by the first."""
     device = lora.choose_device(config.device)

@@ -50,13 +50,14 @@ class Reference:
         self,
         scorer: dpo.Scorer,
         world: World,
-        held_out: data.Table[data.EncodedQuestion],
-        trained: data.Table[data.EncodedQuestion],
+        questions: data.Prepared,
+        steps: data.Steps,
     ) -> None:
-        """Score what the cache lacks: all answers of held-out questions, and those of pairs."""
-        to_score = [held_out.map(dpo.all_answers)]
+        """Score what the cache lacks: all held-out answers, and those of the pairs of all steps."""
+        to_score = [questions.held_out.map(dpo.all_answers)]
         if not self.free:
-            to_score.append(trained.map(dpo.trained_answers))
+            used = sorted({q for pairs in steps.from_step() for q, _ in pairs})
+            to_score.append(questions.train.select(used).map(dpo.trained_answers))
         with self.switched_on(self.model):
             new = world.scores(scorer, "Reference", to_score, self.scores)
         self.scores = {**self.scores, **new}

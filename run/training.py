@@ -97,59 +97,52 @@ class Training:
 
     Args:
         run: where and how it takes place.
-        model: the policy.
+        reference: with the model that is trained, the policy.
         questions: to train on, and held out.
         steps: which pairs make which step.
         plan: what it was planned to take.
-        shared: False where tries do not suit the model.
+        check: whether tries suit the model.
     """
 
     def __init__(
-        self, run: Run, model: Any, questions: data.Prepared, steps: data.Steps, plan: Plan,
-        shared: bool,
+        self, run: Run, reference: Reference, questions: data.Prepared, steps: data.Steps,
+        plan: Plan, check: dpo.SelfCheck,
     ) -> None:  # fmt: skip
-        self.run, self.model, self.questions, self.steps = run, model, questions, steps
-        self.plan, self.shared = plan, shared
-        self.sharded = plan.shards > 1
+        self.run, self.reference, self.questions, self.steps = run, reference, questions, steps
+        self.plan, self.shared, self.sharded = plan, check.shared, plan.shards > 1
+        self.model = model = reference.model
         together = self.kept_in_step if self.sharded else None
-        self.scorer = dpo.Scorer(model, shared, plan.budgets, watch_answers, together)
-        tokens = plan.budgets.train if shared else plan.budgets.plain
+        self.scorer = dpo.Scorer(model, check.shared, plan.budgets, watch_answers, together)
+        tokens = plan.budgets.train if check.shared else plan.budgets.plain
         self.budget = dpo.TokenBudget(tokens, undo=model.zero_grad, alone=not self.sharded)
         self.counts, self.best = Counts(), Best(model, run.config.best)
         self.generators = Generators(run.world, run.config.seed)
-        self.reference: Reference | None = None
-        self.parts: dict[str, Part] = {}
-        self.facts: dict[str, Any] = {}
+        self.parts: dict[str, Part] = {  # what must survive a kill
+            "adapter": AdapterPart(model), "reference": reference, "best": self.best,
+            "generators": self.generators, "counts": self.counts, "seconds": run.clock,
+        }  # fmt: skip
+        self.hashes = {"data": questions.fingerprint, "base": reference.hash}
 
-    def survive(
-        self, optimizer: torch.optim.Optimizer, reference: Reference, resumed: Checkpoint | None
-    ) -> None:
-        """Say what must survive a kill, and go on from a checkpoint, if there is one.
+    def resume(self, optimizer: torch.optim.Optimizer, resumed: Checkpoint | None) -> None:
+        """Go on from a checkpoint, if there is one, with the optimizer too.
 
         Raises:
             UsageError: it is of a different run.
         """
-        self.reference = reference
-        self.parts = {
-            "adapter": AdapterPart(self.model), "optimizer": optimizer,
-            "reference": reference, "best": self.best, "generators": self.generators,
-            "counts": self.counts, "seconds": self.run.clock,
-        }  # fmt: skip
-        hashes = {"data": self.questions.fingerprint, "base": reference.hash}
-        self.facts = {"config": self.run.config.settings(), **hashes}
+        self.parts["optimizer"] = optimizer
         if resumed:
-            checkpoint.check_same_run(resumed, self.run.config, hashes)
+            checkpoint.check_same_run(resumed, self.run.config, self.hashes)
             for name, part in self.parts.items():
                 part.load_state_dict(resumed.parts[name])
             self.budget.tokens = self.counts.budget
-            print(
-                f"Going on from {resumed.path}: step {resumed.step} of {self.steps.total}.",
-                flush=True,
-            )
+            where = f"step {resumed.step} of {self.steps.total}"
+            print(f"Going on from {resumed.path}: {where}.", flush=True)
+        if self.run.world.first:
+            self.run.config.save(self.run.folder / "config.yaml")
 
     @contextmanager
     def begun(self) -> Iterator[None]:
-        """Within the block adapters train, steps are logged, and a signal waits for a step's end."""
+        """Within the block adapters train and steps are logged; a signal waits for a step's end."""
         run, first = self.run, self.counts.step
         config, folder = run.config, run.folder if run.world.first else None
         lora.train_adapters(self.model)
@@ -180,7 +173,7 @@ class Training:
             self.questions.train, pairs, self.budget.tokens, self.shared,
             self.run.config.weight_by, (world.rank, world.size),
         )  # fmt: skip
-        if self.sharded and self.reference:
+        if self.sharded:
             batches = self.kept_in_step(batches, self.reference.passes)
         for batch in batches:
             yield batch.to(self.model.device)
@@ -236,6 +229,14 @@ class Training:
         to_score = [self.questions.held_out.map(dpo.all_answers)]
         return self.run.world.scores(self.scorer, "Evaluation", to_score)
 
+    def outcome(self, tokenizer: Any) -> dpo.Outcome:
+        """Measure what training changed on the held-out questions, and what that cost."""
+        tuned, reference = self.held_out_scores(), self.reference
+        held_out, before = self.questions.held_out, reference.scores
+        return dpo.outcome_of(
+            self.scorer, reference.switched_on, tokenizer, held_out, before, tuned
+        )
+
     def _evaluated(self, step: int) -> dict[str, float]:
         """Measure the policy on the held-out questions; keep its adapter if it is the best."""
         self.model.eval()
@@ -249,6 +250,7 @@ class Training:
         self.counts.budget = self.budget.tokens
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         if self.run.world.first:
-            point = Checkpoint(self.counts.step, parts, self.facts)
+            facts = {"config": self.run.config.settings(), **self.hashes}
+            point = Checkpoint(self.counts.step, parts, facts)
             checkpoint.save(self.run.folder, point, self.run.config.keep, self.log)
             draw_curves(self.run.folder, at_most_every=30)

@@ -164,22 +164,16 @@ A,Two,Who looks heavier?,The lead looks heavier,The lead,The bats; Feathers look
 @pytest.fixture
 def private_cache(tmp_path_factory, monkeypatch):
     """A cache of the test's own, for runs within this process."""
-    import inputs
-
-    import train
-
     cache = tmp_path_factory.mktemp("cache")
-    for module in (train, inputs):
-        monkeypatch.setattr(module, "cache_folder", lambda name: cache / name)
+    monkeypatch.setattr("run.folder.cache_folder", lambda name: cache / name)
     return cache
 
 
 @pytest.fixture
 def finished(model_folder, questions_csv, private_cache, tmp_path):
     """A run that came to its end, in float32, with its merged model."""
-    from config import Config
-
     import train
+    from run.config import Config
 
     config = Config(
         model=str(model_folder), data=str(questions_csv), dtype="float32", device="cpu",

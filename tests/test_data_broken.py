@@ -12,7 +12,15 @@ import re
 import pytest
 from conftest import small_tokenizer
 
-from data import DataError, encode, examine, load_preferences, read_preferences, split_by_prompt
+from data import (
+    DataError,
+    TextSettings,
+    encode,
+    examine,
+    load_preferences,
+    read_preferences,
+    split_by_prompt,
+)
 from data.question import (
     CONTRADICTED,
     EMPTY,
@@ -224,18 +232,14 @@ def test_what_was_read_encodes_and_is_reported(tmp_path, name):
     """Whatever the text, its scored tokens decode to it, and a report can be printed."""
     reading = read_preferences(source(tmp_path, name, READ[name][0]))
     tokenizer = small_tokenizer()
-    settings = {
-        "template": "plain", "max_length": None, "truncate": "drop", "prompt_format": None,
-        "answer_format": None,
-    }  # fmt: skip
-    encoding = encode(reading.preferences, tokenizer, **settings)
+    encoding = encode(reading.preferences, tokenizer)
     for p, q in zip(reading.preferences, encoding.questions, strict=True):
         space = "" if p.verbatim else " "
         assert [tokenizer.decode(a) for a in q.trained] == [
             f"{space}{text}</s>" for text in (p.chosen, *p.rejected)
         ]
     split = split_by_prompt(encoding.questions.column("key").tolist(), 0, 0)
-    report = examine(name, reading, encoding, tokenizer, split, settings)
+    report = examine(name, reading, encoding, tokenizer, split, TextSettings())
     assert all("\n" not in text for _, text in report.lines)
     for reason in READ[name][2]:
         assert any(reason in text for _, text in report.lines)

@@ -9,7 +9,7 @@ from conftest import CHAT_TEMPLATE, small_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.encode import _guarded, encode, encoding_file
+from data.encode import TextSettings, _guarded, encode, encoding_file
 from data.gather import read_preferences
 from data.question import CUT, REPEATED, SAME_TOKENS, TOO_LONG, DataError, Preference, Turn
 from data.templates import chat_frame, render
@@ -17,10 +17,11 @@ from data.trees import build_trie
 from lora import load_tokenizer
 
 BATS = Preference("Do bats see?", "Bats see well", ("Bats are blind", "No"), ("Bats can see",))
+CHAT = TextSettings("chat")
 
 
 def one(preference, tokenizer, template="plain", **more):
-    return encode([preference], tokenizer, template, **more).questions[0]
+    return encode([preference], tokenizer, TextSettings(template, **more)).questions[0]
 
 
 def test_decoding_what_is_scored_gives_back_prompt_and_answers(tokenizer):
@@ -260,7 +261,7 @@ def test_text_with_a_control_tokens_name_gets_no_spaces_that_others_do_not_get(p
 
 def test_rejected_answers_that_a_template_makes_equal_count_once():
     tokenizer = small_tokenizer(chat_template=CHAT_TEMPLATE)
-    encoding = encode([Preference("Why?", "Yes", ("No", "No ", "Never"))], tokenizer, "chat")
+    encoding = encode([Preference("Why?", "Yes", ("No", "No ", "Never"))], tokenizer, CHAT)
     assert len(encoding.questions[0].rejected) == 2 and encoding.notes[REPEATED][0] == 1
 
 
@@ -314,39 +315,39 @@ LONG = Preference("Is lead smaller?", "Lead is smaller " * 30, ("No",), place="x
 
 
 def test_answers_are_never_cut_and_questions_too_long_are_left_out_and_named(tokenizer):
-    encoding = encode([BATS, LONG], tokenizer, max_length=60)
+    encoding = encode([BATS, LONG], tokenizer, TextSettings(max_length=60))
     assert encoding.notes == {TOO_LONG: (1, ["x.csv, line 2 'Is lead smaller?'"])}
     assert len(encoding.questions) == 1 and len(encoding.questions[0].rejected) == 2
     with pytest.raises(DataError, match="--max-length is 5 tokens"):
-        encode([BATS], tokenizer, max_length=5)
+        encode([BATS], tokenizer, TextSettings(max_length=5))
 
 
 def test_truncate_never_refuses_and_names_the_row(tokenizer):
     with pytest.raises(DataError, match=r"x.csv, line 2: \d+ tokens, more than --max-length 60"):
-        encode([BATS, LONG], tokenizer, max_length=60, truncate="never")
+        encode([BATS, LONG], tokenizer, TextSettings(max_length=60, truncate="never"))
 
 
 def test_truncate_prompt_cuts_the_beginning_behind_bos_and_says_so(tokenizer):
     whole = one(BATS, tokenizer)
     longest = max(map(len, whole.answers))
     limit = len(whole.prompt) + longest - 3
-    encoding = encode([BATS], tokenizer, max_length=limit, truncate="prompt")
+    encoding = encode([BATS], tokenizer, TextSettings(max_length=limit, truncate="prompt"))
     (q,) = encoding.questions
     assert q.prompt == whole.prompt[:1] + whole.prompt[4:] and q.answers == whole.answers
     assert encoding.notes[CUT][0] == 1
     assert encoding.questions.column("length").tolist() == [limit]
-    exact = encode([BATS], tokenizer, max_length=limit + 3, truncate="never")
+    exact = encode([BATS], tokenizer, TextSettings(max_length=limit + 3, truncate="never"))
     assert exact.questions[0] == whole and not exact.notes
     with pytest.raises(DataError):  # no room for a single token of the prompt
-        encode([BATS], tokenizer, max_length=longest + 1, truncate="prompt")
+        encode([BATS], tokenizer, TextSettings(max_length=longest + 1, truncate="prompt"))
 
 
 def test_a_rejected_answer_with_the_tokens_of_the_chosen_one_is_left_out_with_a_note():
     tokenizer = small_tokenizer(chat_template=CHAT_TEMPLATE)  # it trims: "Yes " is "Yes"
-    encoding = encode([Preference("Do bats see?", "Yes", ("No", "Yes "))], tokenizer, "chat")
+    encoding = encode([Preference("Do bats see?", "Yes", ("No", "Yes "))], tokenizer, CHAT)
     assert len(encoding.questions[0].rejected) == 1 and encoding.notes[SAME_TOKENS][0] == 1
     with pytest.raises(DataError, match="tokens of the chosen one, left out: 1$"):
-        encode([Preference("Do bats see?", "Yes", ("Yes ",))], tokenizer, "chat")
+        encode([Preference("Do bats see?", "Yes", ("Yes ",))], tokenizer, CHAT)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "metaspace", "wordpiece"])
@@ -372,7 +373,7 @@ def test_every_kind_of_tokenizer_gives_one_bos_one_stop_and_the_ids_of_the_whole
 def test_the_largest_id_of_all_texts_is_known(tokenizer):
     long = "What is heavier, a pound of lead or a pound of feathers? Both weigh the same"
     two = [Preference("?", "No", (long,)), Preference("?", "No", ("Yes",))]
-    encoding = encode(two, tokenizer, prompt_format="{}")
+    encoding = encode(two, tokenizer, TextSettings(prompt_format="{}"))
     prompts = [i for q in encoding.questions for i in q.prompt]
     answers = [i for q in encoding.questions for a in q.answers for i in a]
     assert encoding.largest_id == max(answers) > max(prompts)
@@ -428,10 +429,7 @@ def test_whatever_the_texts_decoding_gives_them_back_and_siblings_do_not_matter(
 def test_a_stored_encoding_is_read_back_and_renamed_by_whatever_changes_it(
     tmp_path, questions_csv, monkeypatch
 ):
-    plain = {
-        "template": "plain", "max_length": None, "truncate": "drop", "prompt_format": None,
-        "answer_format": None,
-    }  # fmt: skip
+    plain = TextSettings()
     tokenizer = small_tokenizer()
     small = read_preferences(str(questions_csv), folder=tmp_path)
     assert encoding_file(tmp_path, small, tokenizer, plain) is None
@@ -439,14 +437,14 @@ def test_a_stored_encoding_is_read_back_and_renamed_by_whatever_changes_it(
     monkeypatch.setattr("data.gather.SMALL", 0)
     reading = read_preferences(str(questions_csv), folder=tmp_path)
     file = encoding_file(tmp_path, reading, tokenizer, plain)
-    first = encode(reading.preferences, tokenizer, **plain, file=file)
-    assert list(first.questions) == list(encode(small.preferences, tokenizer, **plain).questions)
+    first = encode(reading.preferences, tokenizer, plain, file)
+    assert list(first.questions) == list(encode(small.preferences, tokenizer, plain).questions)
     monkeypatch.setattr(sys.modules["data.encode"], "render", None)  # nothing is rendered again
-    second = encode(reading.preferences, tokenizer, **plain, file=file)
+    second = encode(reading.preferences, tokenizer, plain, file)
     assert list(second.questions) == list(first.questions) and second[1:] == first[1:]
     others = [
-        encoding_file(tmp_path, reading, tokenizer, plain | {"max_length": 50}),
-        encoding_file(tmp_path, reading, tokenizer, plain | {"prompt_format": "Q {}"}),
+        encoding_file(tmp_path, reading, tokenizer, plain._replace(max_length=50)),
+        encoding_file(tmp_path, reading, tokenizer, plain._replace(prompt_format="Q {}")),
         encoding_file(tmp_path, reading, small_tokenizer(bos=None), plain),
         encoding_file(tmp_path, reading, small_tokenizer(chat_template="x"), plain),
     ]

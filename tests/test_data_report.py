@@ -4,15 +4,11 @@ import json
 
 import pytest
 from conftest import ROOT, python_process, small_tokenizer
-from data.preferences import main
 
-from data import Preference, encode, examine, read_preferences, split_by_prompt
+from data import Preference, TextSettings, encode, examine, read_preferences, split_by_prompt
 from data.report import _scored, shortcuts
+from run.__main__ import main
 
-PLAIN = {
-    "template": "plain", "max_length": None, "truncate": "drop", "prompt_format": None,
-    "answer_format": None,
-}  # fmt: skip
 ROWS = [
     {"prompt": "Do bats see?", "chosen": "Bats see well", "rejected": "No"},
     {"prompt": "Do bats see?", "chosen": "Bats see well", "rejected": "Bats see nothing"},
@@ -29,12 +25,12 @@ def source(tmp_path):
     return path
 
 
-def report(source, split=None, **settings):
+def report(source, split=None):
     reading = read_preferences(str(source))
-    encoding = encode(reading.preferences, small_tokenizer(), **PLAIN | settings)
+    encoding = encode(reading.preferences, small_tokenizer())
     keys = encoding.questions.column("key").tolist()
     split = split or split_by_prompt(keys, 0.5, 0)
-    found = examine("rows", reading, encoding, small_tokenizer(), split, PLAIN | settings)
+    found = examine("rows", reading, encoding, small_tokenizer(), split, TextSettings())
     return found, dict(found.lines), encoding
 
 
@@ -112,20 +108,20 @@ def tokenizer_folder(tmp_path):
 
 
 def test_the_command_prints_it_and_trains_nothing(source, tokenizer_folder, capsys):
-    argv = [str(source), "--model", str(tokenizer_folder), "--eval-fraction", "0.5"]
+    argv = ["data", str(source), "--model", str(tokenizer_folder), "--eval-fraction", "0.5"]
     assert main([*argv, "--prompt-format", r"Q: {}\nA:"]) == 0
     said = capsys.readouterr().out
     assert "3 questions, 4 pairs" in said and "<s>Q: Do bats see?\\nA:" in said
     assert main([*argv, "--max-length", "3"]) == 2
     assert "--max-length is 3" in capsys.readouterr().err
-    assert main(["none.csv"]) == 2 and "there is no file none.csv" in capsys.readouterr().err
-    assert main([str(source), "--model", "none", "--columns", "chosen=x"]) == 2
+    assert main(["data", "none.csv"]) == 2 and "there is no file none.csv" in capsys.readouterr().err
+    assert main(["data", str(source), "--model", "none", "--columns", "chosen=x"]) == 2
 
 
 def test_the_command_starts_cleanly(source, tokenizer_folder, tmp_path):
-    argv = ["-m", "data.preferences", str(source), "--model", str(tokenizer_folder)]
+    argv = ["-m", "run", "data", str(source), "--model", str(tokenizer_folder)]
     done = python_process(tmp_path, [*argv, "--eval-fraction", "0.5"])
     assert done.returncode == 0 and done.stderr == "", done.stderr
     done = python_process(tmp_path, [*argv, "--no-such-flag"])
     assert done.returncode == 2 and "--no-such-flag" in done.stderr
-    assert "Traceback" not in done.stderr and (ROOT / "data" / "preferences.py").exists()
+    assert "Traceback" not in done.stderr and (ROOT / "run" / "data.py").exists()

@@ -201,7 +201,7 @@ def report(tmp_path, source, endpoint, **environment):
     """Run the data report on a Hub id, with a small tokenizer; return what it said."""
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "config.json").write_text('{"model_type": "llama"}')
-    argv = ["-m", "data.preferences", source, "--model", str(tmp_path / "tokenizer")]
+    argv = ["-m", "run", "data", source, "--model", str(tmp_path / "tokenizer")]
     return python_process(tmp_path, [*argv, "--eval-fraction", "0.5"], endpoint, **environment)
 
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.trees import ancestor_mask, build_trie, collate, packed, question_tries, trie_size
+from data.rows import pack_rows
+from data.trees import ancestor_mask, build_trie, collate, question_tries, trie_size
 
 # The example of the module's docstring: Q=1 :=2 a=3 b=4 c=5 d=6 .=7
 PROMPT, ANSWERS = (1, 2), [(3, 4, 7), (3, 7), (5, 6)]
@@ -125,11 +126,11 @@ def test_short_tries_share_rows_and_rows_are_filled_evenly():
 
 def test_packing_by_hand():
     """500 tokens want two rows or more: 150 + 100 twice. 450 want two, and three waste nothing."""
-    assert packed([100, 150, 100, 150]) == [(0, 150), (0, 0), (1, 150), (1, 0)]
-    assert packed([150, 150, 150]) == [(0, 0), (1, 0), (2, 0)]
-    assert packed([7]) == [(0, 0)]
+    assert pack_rows([100, 150, 100, 150]) == [(0, 150), (0, 0), (1, 150), (1, 0)]
+    assert pack_rows([150, 150, 150]) == [(0, 0), (1, 0), (2, 0)]
+    assert pack_rows([7]) == [(0, 0)]
     # Two rows would be 163 long and three 110: 326 against 330 tokens, but 2 x 176 > 3 x 112.
-    assert packed([110, 105, 54, 53]) == [(0, 0), (1, 0), (2, 0), (2, 54)]
+    assert pack_rows([110, 105, 54, 53]) == [(0, 0), (1, 0), (2, 0), (2, 54)]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -137,7 +138,7 @@ def test_rows_of_questions_like_truthfulqas_hold_less_than_five_percent_of_paddi
     rng = random.Random(seed)
     sizes = [round(min(max(rng.lognormvariate(4.0, 0.5), 20), 250)) for _ in range(70)]
     rows: dict[int, int] = {}
-    for (row, column), size in zip(packed(sizes), sizes, strict=True):
+    for (row, column), size in zip(pack_rows(sizes), sizes, strict=True):
         rows[row] = max(rows.get(row, 0), column + size)
     assert sum(sizes) > 0.95 * len(rows) * max(rows.values())
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import yaml
-from config import Config, parse
 from conftest import ROOT
-from lora.compiling import decoder_layers
 
 import train
+from lora import decoder_layers
+from run.config import Config, parse
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
@@ -49,13 +49,13 @@ def test_the_layers_are_computed_again_where_the_recipe_says_so(
     model_folder, questions_csv, private_cache, tmp_path, monkeypatch
 ):
     seen = []
-    real = train.dpo.answer_logps
+    real = train.answer_logps
 
     def watched(model, trees):
         seen.append("forward" in vars(decoder_layers(model)[0]))
         return real(model, trees)
 
-    monkeypatch.setattr(train.dpo, "answer_logps", watched)
+    monkeypatch.setattr(train, "answer_logps", watched)
     argv = [
         "--config", ROOT / "recipes" / "gemma-2-9b-nf4-8gb.yaml", "--model", model_folder,
         "--data", questions_csv, "--device", "cpu", "--output-dir", tmp_path / "run",

@@ -10,15 +10,17 @@ import pytest
 import torch
 import transformers
 import yaml
-from config import Config, parse
 from conftest import small_model
 from safetensors.torch import load_file, save_file
 
 import train
+import dpo
 from data import DataError
-from dpo import Metrics
-from dpo.loss import Loss
+from dpo import Budgets, Metrics
+from dpo.losses import Loss
 from lora import ModelError, load_adapter, lora_layers
+from run.config import Config, parse
+from run.processes import World
 
 
 @pytest.fixture(autouse=True)
@@ -106,9 +108,9 @@ def test_nothing_depends_on_how_a_step_is_cut_into_micro_batches(run, monkeypatc
     """8 pairs at once, as 4 x 2 by the flags, and unevenly by a small token budget."""
     whole = adapter(run("whole", batch_size=8, grad_accum=1, shuffle=shuffle))
     by_flags = adapter(run("flags", batch_size=2, grad_accum=4, shuffle=shuffle))
-    monkeypatch.setitem(train.TOKENS, "train", 60)
+    monkeypatch.setattr("run.plan.DEFAULT", Budgets(train=60))
     uneven = adapter(run("uneven", batch_size=8, grad_accum=1, shuffle=shuffle))
-    monkeypatch.setitem(train.TOKENS, "train", 1)
+    monkeypatch.setattr("run.plan.DEFAULT", Budgets(train=1))
     single = adapter(run("single", batch_size=8, grad_accum=1, shuffle=shuffle))
     assert same(whole, by_flags, 0)
     assert same(whole, uneven, 1e-3) and same(whole, single, 1e-3)  # after Adam, which amplifies
@@ -116,7 +118,7 @@ def test_nothing_depends_on_how_a_step_is_cut_into_micro_batches(run, monkeypatc
 
 def test_logged_metrics_do_not_depend_on_micro_batches(run, monkeypatch):
     whole = log(run("whole"))
-    monkeypatch.setitem(train.TOKENS, "train", 1)
+    monkeypatch.setattr("run.plan.DEFAULT", Budgets(train=1))
     single = log(run("single"))
     assert whole[0]["grad_norm"] == pytest.approx(single[0]["grad_norm"], rel=1e-5)
     for a, b in zip(whole, single, strict=True):
@@ -142,24 +144,22 @@ class Witness:
 
 def test_the_graph_of_a_micro_batch_is_gone_before_the_next_one_is_made(run, monkeypatch):
     """Its tensors go with the backward pass; its thousand nodes would split up the memory."""
-    monkeypatch.setitem(train.TOKENS, "train", 1)
-    real, graphs, left = train.dpo.answer_logps, [], []
+    monkeypatch.setattr("run.plan.DEFAULT", Budgets(train=1))
+    real, graphs, left = train.answer_logps, [], []
 
     def watched(model, trees):
         left.append(sum(graph() is not None for graph in graphs))
         graphs.append(weakref.ref(witness := Witness()))
         return Witnessed.apply(real(model, trees), witness)
 
-    monkeypatch.setattr(train.dpo, "answer_logps", watched)
+    monkeypatch.setattr(train, "answer_logps", watched)
     run("out", max_steps=2, merge=False)
     assert len(graphs) > 2 and left == [0] * len(graphs)
 
 
 def test_plain_rows_train_to_the_same_adapter_as_tries(run, monkeypatch):
     tries = adapter(run("tries"))
-    monkeypatch.setattr(
-        train.dpo, "check_sharing", lambda *_: train.dpo.SelfCheck(False, "for the test")
-    )
+    monkeypatch.setattr(dpo, "check_sharing", lambda *_: dpo.SelfCheck(False, "for the test"))
     assert same(tries, adapter(run("plain")), 1e-3)
 
 
@@ -190,11 +190,9 @@ def test_losses_on_whole_questions_do_not_depend_on_micro_batches_or_sharing(
     run, monkeypatch, more
 ):
     whole = adapter(run("whole", **more))
-    monkeypatch.setitem(train.TOKENS, "train", 1)
+    monkeypatch.setattr("run.plan.DEFAULT", Budgets(train=1))
     assert same(whole, adapter(run("single", **more)), 1e-3)
-    monkeypatch.setattr(
-        train.dpo, "check_sharing", lambda *_: train.dpo.SelfCheck(False, "for the test")
-    )
+    monkeypatch.setattr(dpo, "check_sharing", lambda *_: dpo.SelfCheck(False, "for the test"))
     assert same(whole, adapter(run("plain", **more)), 1e-3)
 
 
@@ -316,16 +314,16 @@ def test_a_model_with_weights_missing_is_refused(run, tmp_path, model_folder):
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_applied(
     run, tmp_path, monkeypatch
 ):
-    real, calls = train.dpo.dpo_loss, []
+    real, calls = train.dpo_loss, []
 
     def poisoned(*args, **more):
         calls.append(args)
         result = real(*args, **more)
         return result._replace(loss=result.loss * math.nan) if len(calls) == 2 else result
 
-    monkeypatch.setattr(train.dpo, "dpo_loss", poisoned)
+    monkeypatch.setattr(train, "dpo_loss", poisoned)
     with pytest.raises(
-        train.dpo.NumericError,
+        dpo.NumericError,
         match="step 1: loss, grad_norm not finite; questions .*questions.csv, line",
     ):
         run("out")
@@ -334,21 +332,19 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_applied(
 
 def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(run, monkeypatch, capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(train, "cache_folder", lambda name: tmp_path / "file" / name)
+    monkeypatch.setattr("run.folder.cache_folder", lambda name: tmp_path / "file" / name)
     assert (run("out", max_steps=1) / "summary.json").exists()
     assert "The reference is not cached" in capsys.readouterr().out
 
 
 def test_few_steps_score_the_reference_of_their_questions_alone(run, monkeypatch):
-    scored = []
-    real = train.dpo.score_answers
-    monkeypatch.setattr(
-        train.dpo,
-        "score_answers",
-        lambda model, wanted, *a, **k: (
-            scored.append(len(list(wanted()))) or real(model, wanted, *a, **k)
-        ),
-    )
+    real, scored = World.scores, []
+
+    def counted(world, scorer, label, to_score, *known):
+        scored.append(sum(len(answers) for answers in to_score))
+        return real(world, scorer, label, to_score, *known)
+
+    monkeypatch.setattr(World, "scores", counted)
     run("out", max_steps=1, batch_size=1, grad_accum=1)
     assert scored == [2, 1]  # one question held out and one trained; then the held-out one again
 

@@ -26,7 +26,7 @@ def fingerprint(about: str, tensors: Iterable[tuple[Any, Any]]) -> str:
     return digest.hexdigest()
 
 
-def base_fingerprint(model: Any) -> str:
+def base_hash(model: Any) -> str:
     """Hash every weight, dtype and setting of a model that has no adapters yet.
 
     Its state holds a quantised base's scales too.

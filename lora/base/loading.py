@@ -29,7 +29,7 @@ class Base(NamedTuple):
     name: str  # what `from_pretrained` can load again
     revision: str | None
     folder: Path  # of its files
-    fingerprint: str | None = None  # of a split model, taken while it was whole
+    hash: str = ""  # of its weights and settings, where somebody asked for it
 
     @property
     def layers(self) -> nn.ModuleList:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from lora.base.fingerprint import base_fingerprint
+from lora.base.fingerprint import base_hash
 from lora.base.layers import decoder_layers
 from lora.base.loading import Base
 
@@ -51,7 +51,7 @@ def load_sharded(load: Callable[[], Base], skeleton: Any, device: torch.device) 
     beside: list[Any] = [None]
     if whole:
         buffers = dict(whole.model.named_buffers())
-        about = whole._replace(model=None, fingerprint=base_fingerprint(whole.model))
+        about = whole._replace(model=None, hash=base_hash(whole.model))
         beside = [(about, whole.model.generation_config, buffers)]
     dist.broadcast_object_list(beside)
     base, model.generation_config, buffers = beside[0]

@@ -4,10 +4,11 @@ import json
 import struct
 
 import pytest
-from config import Config, UsageError
-from trackers import tracked
 
 import train
+from run.config import Config
+from run.errors import UsageError
+from run.trackers import tracked
 
 pytestmark = [
     pytest.mark.parity,

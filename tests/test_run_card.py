@@ -4,12 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
-import card
 import pytest
 import yaml
-from card import base_on_hub, fenced, literal, model_card, public_name
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+
+import lora
+from run.card import base_on_hub, fenced, literal, model_card, public_name
 
 HOSTILE = [
     "a | b | c",
@@ -122,5 +123,5 @@ def test_names_are_public_ones(tmp_path, monkeypatch):
     assert public_name(str(tmp_path / "secret.csv")) == "secret.csv"
     assert public_name("builtin") == "builtin" and public_name("org/data") == "org/data"
     assert base_on_hub("builtin") == "google/gemma-3-270m"
-    assert base_on_hub(str(card.lora.builtin_path())) == "google/gemma-3-270m"
+    assert base_on_hub(str(lora.builtin_path())) == "google/gemma-3-270m"
     assert base_on_hub(str(tmp_path)) is None and base_on_hub("org/model") == "org/model"
