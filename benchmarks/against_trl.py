@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -63,19 +64,17 @@ def step_times():
 
 def ours(task):
     """Run train.py's own `run`, with a cache of its own."""
-    import workspace
-    from config import Config
-
     import train
+    from run.config import Config
 
     cache, times = Path(task["cache"]), step_times()
-    train.cache_folder = workspace.cache_folder = lambda name: cache / name
+    own = mock.patch("run.folder.cache_folder", lambda name: cache / name)
     config = Config(
         model=task["model"], data=task["csv"], output_dir=task["folder"], merge=False,
         eval_fraction=task["held_out"], epochs=task["epochs"], dropout=0.0,
         lr=RATE, save_every=10**6, **task["settings"],  # no checkpoint, as with TRL below
     )  # fmt: skip
-    with contextlib.redirect_stdout(io.StringIO()):
+    with own, contextlib.redirect_stdout(io.StringIO()):
         train.run(config)
     folder = Path(task["folder"])
     summary = json.loads((folder / "summary.json").read_text())
@@ -122,7 +121,7 @@ def trl(task):
             base.model,
             args=config,
             train_dataset=Dataset.from_list(task["rows"]),
-            processing_class=base.tokenizer,
+            processing_class=lora.load_tokenizer(task["model"])[0],
             peft_config=LoraConfig(
                 r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"],
                 task_type="CAUSAL_LM",
@@ -230,10 +229,9 @@ def draw(curves, path):
 
 def rows_of(csv, held_out):
     """Return what TRL trains on: the pairs of the questions that ours does not hold out."""
-    from config import Config
-
     from data import load_preferences, split_by_prompt
     from data.templates import ANSWER_FORMAT, PROMPT_FORMAT
+    from run.config import Config
 
     questions = load_preferences(str(csv))
     trained, _ = split_by_prompt(range(len(questions)), held_out, Config.seed)

@@ -67,12 +67,9 @@ def measure(path, cache):
 
     reading = data.read_preferences(str(path), folder=cache)
     lap("read")
-    settings = {
-        "template": "plain", "max_length": None, "truncate": "drop", "prompt_format": None,
-        "answer_format": None,
-    }  # fmt: skip
-    file = data.encoding_file(cache, reading, tokenizer, settings)
-    encoding = data.encode(reading.preferences, tokenizer, **settings, file=file)
+    text = data.TextSettings(template="plain")
+    file = data.encoding_file(cache, reading, tokenizer, text)
+    encoding = data.encode(reading.preferences, tokenizer, text, file)
     lap("encode")
     questions = encoding.questions
     split = data.split_by_prompt(questions.column("key").tolist(), 0.01, 0)
@@ -83,7 +80,7 @@ def measure(path, cache):
         for _ in data.step_batches(train, pairs, 2048):
             pass
     lap("1000 steps")
-    data.examine("rows", reading, encoding, tokenizer, split, settings)
+    data.examine(reading, encoding, tokenizer, split, text)
     lap("report")
     done.set()
     watcher.join()

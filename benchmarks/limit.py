@@ -27,10 +27,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import dpo.reference
 import torch
-from config import Config
-from lora.packing import PackedLinear
 from one_base import base_loaded_once
 from torch import nn
 from torch.autograd import DeviceType
@@ -39,13 +36,16 @@ from torch.profiler import ProfilerActivity, profile, record_function
 import data
 import dpo
 import train
+from lora.base.blocks import LinearInBlocks
 from lora.layer import LoRALinear
+from run.config import Config
+from run.measuring import Clock
 
 
 def once(args, csv, folder):
     """Run train.py; return its summary, the model and the sizes of all batches."""
     batches, models, laps = [], [], []
-    score, lap = dpo.answer_logps, train.Clock.lap
+    score, lap = dpo.answer_logps, Clock.lap
 
     def watched(model, batch):
         if "load" in laps and "train" not in laps:  # neither the plan nor what is looked at after
@@ -61,10 +61,10 @@ def once(args, csv, folder):
         model=args.model, data=str(csv), output_dir=str(folder), merge=False, epochs=args.epochs,
         eval_fraction=1 / (args.questions + 1), compile=args.compile,
     )  # fmt: skip
-    cache = mock.patch.object(train, "cache_folder", lambda name: folder.with_name("cache") / name)
-    mine = mock.patch.object(dpo, "answer_logps", watched)
-    reference = mock.patch.object(dpo.reference, "answer_logps", watched)
-    clock = mock.patch.object(train.Clock, "lap", lapped)
+    cache = mock.patch("run.folder.cache_folder", lambda name: folder.with_name("cache") / name)
+    mine = mock.patch.object(train, "answer_logps", watched)
+    reference = mock.patch.object(dpo.scoring, "answer_logps", watched)
+    clock = mock.patch.object(Clock, "lap", lapped)
     with mine, reference, cache, clock, contextlib.redirect_stdout(io.StringIO()):
         train.run(config)
     return json.loads((folder / "summary.json").read_text()), models[0], batches
@@ -125,7 +125,7 @@ def labelled(profiler):
 
         return mock.patch.object(owner, name, wrapped)
 
-    lap = train.Clock.lap
+    lap = Clock.lap
 
     def lapped(clock, name):
         lap(clock, name)
@@ -135,14 +135,14 @@ def labelled(profiler):
             profiler.stop()
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(train.Clock, "lap", lapped))
+        stack.enter_context(mock.patch.object(Clock, "lap", lapped))
         for owner, name, part in (
             (nn.Linear, "forward", "products of the body"),
-            (PackedLinear, "forward", "products of the body"),
+            (LinearInBlocks, "forward", "products of the body"),
             (LoRALinear, "forward", "LoRA"),
             (dpo.logps, "token_logps", "head"),
             (dpo.logps, "attention_masks", "attention"),
-            (torch.nn.utils, "clip_grad_norm_", "optimizer"),
+            (train, "clip_grad_norm_", "optimizer"),
             (torch.optim.AdamW, "step", "optimizer"),
             (data, "step_batches", "encoding, tries"),
             (data, "prepare", "encoding, tries"),

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 import lora
-from lora.base import choose_attention
+from lora.base.loading import choose_attention
 
 GEMMA_2_9B = {
     "vocab_size": 256_000, "hidden_size": 3584, "intermediate_size": 14336,
@@ -38,7 +38,7 @@ def base_loaded_once():
     def load_base(name, device, dtype, attention="auto", *rest, **more):
         if name not in known:
             base = load(name, device, dtype, attention, *rest, **more)
-            known[name] = base._replace(fingerprint=lora.base_fingerprint(base.model))
+            known[name] = base._replace(hash=lora.base_hash(base.model))
         model = known[name].model
         lora.remove_lora(model)
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):

@@ -15,13 +15,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import checkpoint
-from config import Config
-
 import train
+from run import checkpoint
+from run.config import Config
 
 
 def main():
@@ -37,9 +37,11 @@ def main():
         real(*arguments)
         saves.append(time.monotonic() - began)
 
-    checkpoint.save = timed
-    with tempfile.TemporaryDirectory() as scratch:
-        train.cache_folder = lambda name: Path(scratch) / "cache" / name
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        mock.patch.object(checkpoint, "save", timed),
+        mock.patch("run.folder.cache_folder", lambda name: Path(scratch) / "cache" / name),
+    ):
         for repetition in range(args.repetitions + 1):  # the first fills the reference's cache
             for name, every in (("saving", args.save_every), ("not saving", 10**6)):
                 folder = Path(scratch) / f"{repetition}-{name}"

@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from one_base import base_loaded_once
 from torch import nn
-from workspace import peak_memory
 
 import dpo
 import lora
 from data import EncodedQuestion, step_batches
-from train import TOKENS
+from dpo import Budgets
+from run.measuring import peak_memory
 
 START = {"K": 4, "prompt": 24, "answer": 16, "questions": 8, "vocabulary": 256000, "rank": 8}
 GROW = {
@@ -70,7 +70,7 @@ def measured(model, point):
 
     def step(questions):
         pairs = [(q, k) for q in range(len(questions)) for k in range(point["K"])]
-        budget = TOKENS["train" if point["shared"] else "plain"]
+        budget = Budgets().train if point["shared"] else Budgets().plain
         for batch in step_batches(questions, pairs, budget, point["shared"]):
             batch = batch.to(device)
             logps = dpo.answer_logps(model, batch.trees)

@@ -5,6 +5,7 @@ import itertools
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +82,8 @@ def read_preferences(
     Raises:
         DataError: as `load_preferences`.
     """
+    from pyarrow.compute import list_value_length
+
     opened = open_source(source)
     state = opened.state()
     read = recognise(opened.columns, columns, source)
@@ -95,7 +98,7 @@ def read_preferences(
             if opened.state() != state:
                 raise DataError(f"{source} changed while it was read; start again")
             questions = write_rows(_settled(rows, watch), text_features(), file)
-    kept = np.flatnonzero(_lengths(questions, "rejected"))
+    kept = np.flatnonzero(list_value_length(questions.data.column("rejected")).to_numpy())
     if not len(kept):
         left = "; ".join(f"{reason}: {n}" for reason, (n, _) in count_notes(questions).items())
         raise DataError(f"{source} holds no question{f' to train on: {left}' if left else ''}")
@@ -122,16 +125,11 @@ def choose_source() -> tuple[str, str]:
 
 def as_preference(row: dict[str, Any]) -> Preference:
     """Return a row of the table as the preference that it keeps."""
+    history = tuple(Turn(turn["role"], turn["text"]) for turn in row["history"])
     return Preference(
-        row["prompt"],
-        row["chosen"],
-        tuple(row["rejected"]),
-        tuple(row["correct"]),
-        row["category"],
-        tuple(Turn(t["role"], t["text"]) for t in row["history"]),
-        row["verbatim"],
-        row["place"],
-    )
+        row["prompt"], row["chosen"], tuple(row["rejected"]), tuple(row["correct"]),
+        row["category"], history, row["verbatim"], row["place"],
+    )  # fmt: skip
 
 
 def settle(rows: Sequence[Preference]) -> list[Parsed]:
@@ -171,19 +169,8 @@ def settle(rows: Sequence[Preference]) -> list[Parsed]:
         noted += [Note(ON_BOTH_SIDES, first.place) for a in correct[first.chosen] if a in known]
         if not known:
             noted.append(Note(NO_PAIR, first.place))
-        settled.append((
-            Preference(
-                first.prompt,
-                first.chosen,
-                tuple(known),
-                tuple(correct[first.chosen]),
-                category,
-                first.history,
-                first.verbatim,
-                first.place,
-            ),
-            noted,
-        ))  # fmt: skip
+        wrong, right = tuple(known), tuple(correct[first.chosen])
+        settled.append((replace(first, category=category, rejected=wrong, correct=right), noted))
     return settled
 
 
@@ -247,10 +234,3 @@ def text_key(text: str) -> int:
     """Return 63 bits that name a text."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
-
-
-def _lengths(dataset: Any, column: str) -> Any:
-    """Return how many items the list of each row has."""
-    import pyarrow.compute as compute
-
-    return compute.list_value_length(dataset.data.column(column)).to_numpy()

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
-class DataError(ValueError):
+class DataError(Exception):
     """The data asked for cannot be used; the message names the place and says what to do."""
 
 

@@ -170,20 +170,15 @@ def _record(place: str, names: list[str], cells: list[str]) -> Row:
 def _json(path: Path, wanted: list[str]) -> Iterator[tuple[str, Row]]:
     """Every object of a JSON list, or of a file that holds one object a line."""
     with path.open(encoding="utf-8-sig") as file:
-        start = file.read(4096).lstrip()[:1]
+        start, name = file.read(4096).lstrip()[:1], _shown(path)
         file.seek(0)
         if start == "[":
             values = _loads(file.read(), f"{path}")
-            numbered = (
-                (f"{_shown(path)}, row {i}", value) for i, value in enumerate(values, start=1)
-            )
+            placed = ((f"{name}, row {i}", value) for i, value in enumerate(values, start=1))
         else:
-            numbered = (
-                (f"{_shown(path)}, line {i}", _loads(line, f"{_shown(path)}, line {i}"))
-                for i, line in enumerate(file, start=1)
-                if line.strip()
-            )
-        for place, value in numbered:
+            lines = ((f"{name}, line {i}", line) for i, line in enumerate(file, start=1))
+            placed = ((place, _loads(line, place)) for place, line in lines if line.strip())
+        for place, value in placed:
             if not isinstance(value, dict):
                 raise DataError(f"{place}: {_short(value)} is no object; rows look like {{...}}")
             yield place, value
@@ -223,8 +218,6 @@ def _parquet(path: Path, wanted: list[str]) -> Iterator[tuple[str, Row]]:
                 number += 1
                 yield f"{_shown(path)}, row {number}", row
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        if isinstance(error, DataError):
-            raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{path} could not be read behind row {number}: {first}") from error
 
@@ -286,8 +279,6 @@ def _dataset(name: str, described: str, load: Callable[[Any], Any]) -> Source:
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # errors are raised too
     try:
         dataset = load(datasets).with_format(None)
-    except DataError:
-        raise
     # What the Hub, the network, the cache and damaged files raise; each names its cause.
     except (
         OSError, ValueError, RuntimeError, KeyError, TypeError, pyarrow.ArrowException,
@@ -303,13 +294,8 @@ def _dataset(name: str, described: str, load: Callable[[Any], Any]) -> Source:
             for number, row in enumerate(dataset.select_columns(wanted), start=1):
                 yield f"{name}, row {number}", row
         except (OSError, ValueError, pyarrow.ArrowException) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(
-                f"{described} could not be read behind row {number}: {error}"
-            ) from error
+            where = f"{described} could not be read behind row {number}"
+            raise DataError(f"{where}: {error}") from error
 
-    def key() -> str:
-        return str(dataset._fingerprint)
-
-    return Source(dataset.column_names, rows, dataset.data.nbytes, key)
+    size, name_of_content = dataset.data.nbytes, str(dataset._fingerprint)
+    return Source(dataset.column_names, rows, size, lambda: name_of_content)

@@ -105,11 +105,8 @@ def write_rows(rows: Iterable[dict[str, Any]], features: dict[str, Any], file: P
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # people's texts are their own
         with tempfile.TemporaryDirectory(prefix="trie-dpo-", dir=file.parent) as scratch:
             beside = Path(scratch) / file.name
-            with ArrowWriter(features=datasets.Features(features), path=str(beside)) as writer:
-                rows = iter(rows)
-                while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
-                    writer.write_table(pyarrow.Table.from_pylist(some, schema=schema))
-                writer.finalize()
+            _write_arrow(rows, ArrowWriter(schema=schema, path=str(beside)), schema)
+            beside.chmod(0o600)
             with beside.open("rb") as written:
                 os.fsync(written.fileno())
                 digest = hashlib.file_digest(written, "sha256").hexdigest()
@@ -121,6 +118,16 @@ def write_rows(rows: Iterable[dict[str, Any]], features: dict[str, Any], file: P
             "XDG_CACHE_HOME to another folder"
         ) from error
     return datasets.Dataset.from_file(str(file))
+
+
+def _write_arrow(rows: Iterable[dict[str, Any]], writer: Any, schema: Any) -> None:
+    import pyarrow
+
+    rows = iter(rows)
+    with writer:
+        while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
+            writer.write_table(pyarrow.Table.from_pylist(some, schema=schema))
+        writer.finalize()
 
 
 def key_of(*parts: Any) -> str:

@@ -33,10 +33,4 @@ from dpo.scoring import (
     scoring_batches,
     trained_answers,
 )
-from dpo.selfcheck import (
-    NumericError,
-    SelfCheck,
-    check_sharing,
-    largest_activation,
-    where_not_finite,
-)
+from dpo.selfcheck import NumericError, SelfCheck, check_sharing, where_not_finite

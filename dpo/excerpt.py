@@ -9,15 +9,11 @@ from data.encode import EncodedQuestion
 
 @contextmanager
 def excerpt(model: Any, layers: Any, ids: Sequence[int]) -> Iterator[None]:
-    """Within the block the model is its first layers, of each kind at least one, in float32.
+    """Within the block the model has but the first of its decoder `layers`, in float32.
 
-    It knows the tokens `ids` alone, by their places in it. Where weights are not numbers they stay
-    as they are. Afterwards the model is what it was.
-
-    Args:
-        model: a causal language model of transformers.
-        layers: its decoder layers, a list of modules.
-        ids: of the tokens.
+    They are as many as it takes to have one of each kind. The model knows the tokens `ids` alone,
+    by their places in it. Weights that are not numbers stay as they are. Afterwards the model is
+    what it was.
     """
     types = getattr(model.config.get_text_config(), "layer_types", None) or [None] * len(layers)
     kinds = [(kind, *map(type, layer.modules())) for kind, layer in zip(types, layers, strict=True)]

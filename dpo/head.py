@@ -131,9 +131,7 @@ class _OtherWords(torch.autograd.Function):
             # W h^T and not h W^T: for its products a CPU then rearranges the few rows of h, not W.
             z = torch.mm(part, narrow.T, out=product[: len(part)])
             z, slope = _logits(scores[: len(part)].copy_(z), bias, head)  # (T, D)
-            barred = torch.where(target_tile == number, -torch.inf, 0.0).to(
-                wide
-            )  # 0: in another tile
+            barred = torch.where(target_tile == number, -torch.inf, 0.0).to(wide)  # 0: elsewhere
             z.index_put_((word.clamp(max=len(part) - 1), node), barred, accumulate=True)
             fold = math.gcd(len(part), FOLD)
             flat = z.view(-1, fold * rows)

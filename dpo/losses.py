@@ -161,19 +161,10 @@ def group(p: Pairs) -> Tensor:
 
 
 FORMULAS: dict[Loss, Callable[[Pairs], Tensor]] = {
-    "hinge": hinge,
-    "ipo": ipo,
-    "robust": robust,
-    "exo": exo,
-    "nca": nca,
-    "bco": bco,
-    "sppo": sppo,
-    "apo-zero": apo_zero,
-    "apo-down": apo_down,
-    "discopop": discopop,
-    "sigmoid-norm": sigmoid_norm,
+    "hinge": hinge, "ipo": ipo, "robust": robust, "exo": exo, "nca": nca, "bco": bco, "sppo": sppo,
+    "apo-zero": apo_zero, "apo-down": apo_down, "discopop": discopop, "sigmoid-norm": sigmoid_norm,
     "group": group,
-}
+}  # fmt: skip
 
 
 def divergence_score(

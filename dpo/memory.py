@@ -1,6 +1,7 @@
 """When memory runs out: the same work again with half the tokens at once."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -26,14 +27,12 @@ class OutOfMemory(RuntimeError):
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Tell whether a device or the machine ran out of memory; a CPU says so in a plain error."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "not enough memory" in text
-    )
+    said = any(text in str(error) for text in ("can't allocate memory", "not enough memory"))
+    of_cpu = isinstance(error, RuntimeError) and said
+    return of_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
+@dataclass
 class TokenBudget:
     """The tokens that may be fed at once, as a context; halved where memory runs out within it.
 
@@ -44,19 +43,12 @@ class TokenBudget:
     Then the block ends without an error, so that the work is done once more, and the random
     generators start again where they were. Gradients do not depend on how a step is cut into
     micro-batches: only time is lost.
-
-    Args:
-        tokens: to begin with.
-        undo: takes back what the block had done.
-        alone: False where other processes wait in the middle of the work, which then cannot be
-            tried again.
     """
 
-    def __init__(
-        self, tokens: int, undo: Callable[[], Any] = lambda: None, alone: bool = True
-    ) -> None:
-        self.tokens, self.undo, self.alone = tokens, undo, alone
-        self._failed = False
+    tokens: int  # to begin with
+    undo: Callable[[], Any] = lambda: None  # takes back what the block had done
+    alone: bool = True  # False where others wait within the work: it cannot be tried again then
+    _failed = False
 
     def __enter__(self) -> "TokenBudget":
         on_gpu = torch.cuda.is_available()

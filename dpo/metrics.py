@@ -32,15 +32,11 @@ class StepLog(NamedTuple):
     def joined(cls, parts: Iterable["StepLog"], stopped: int = 0) -> "StepLog":
         """Join the logs of micro-batches, or of processes, in their order."""
         parts = list(parts) or [cls(PairLog(*torch.zeros(len(PairLog._fields), 0)))]
-        columns = zip(*(part.pairs for part in parts), strict=True)
+        logs, as_pairs, as_tries, signals = zip(*parts, strict=True)
+        columns = [torch.cat(column).float() for column in zip(*logs, strict=True)]
         # One copy from a GPU. A float32 holds a question's number exactly up to 2^24.
-        stacked = torch.stack([torch.cat(column).float() for column in columns]).cpu()
-        return cls(
-            PairLog(*stacked),
-            sum(part.as_pairs for part in parts),
-            sum(part.as_tries for part in parts),
-            max(stopped, *(part.stopped for part in parts)),
-        )
+        pairs = PairLog(*torch.stack(columns).cpu())
+        return cls(pairs, sum(as_pairs), sum(as_tries), max(stopped, *signals))
 
 
 def step_metrics(log: PairLog) -> dict[str, float]:
@@ -53,8 +49,7 @@ def step_metrics(log: PairLog) -> dict[str, float]:
     `rewards/worst_margin` the mean margin to the strongest of them.
     """
     margins = log.chosen_rewards - log.rejected_rewards
-    magnitude = log.chosen_logps.abs() + log.rejected_logps.abs()
-    rounding = torch.finfo(torch.float32).eps * magnitude
+    rounding = torch.finfo(torch.float32).eps * (log.chosen_logps.abs() + log.rejected_logps.abs())
     won = (torch.where(margins.abs() <= rounding, 0, margins.sign()) + 1) / 2
     by_question = [log.questions == q for q in log.questions.unique()]
     logged = {

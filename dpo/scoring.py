@@ -44,21 +44,13 @@ def trained_answers(question: EncodedQuestion) -> Answers:
 
 @dataclass
 class Scorer:
-    """How answers are scored: what every command uses.
+    """How answers are scored: what every command uses."""
 
-    Args:
-        model: a causal language model of transformers; its adapters as they are switched.
-        shared: False scores every answer as a plain row of its own.
-        budgets: tokens fed at once.
-        watch: shows the progress of (keys, trees) batches, under a label, with the answers in all.
-        kept_in_step: where processes make the same passes, yields the batches and waits for the
-            other processes' batches.
-    """
-
-    model: Any
-    shared: bool = True
+    model: Any  # a causal language model of transformers; its adapters as they are switched
+    shared: bool = True  # False scores every answer as a plain row of its own
     budgets: Budgets = Budgets()
-    watch: Watch = unwatched
+    watch: Watch = unwatched  # shows progress, given batches, a label and the answers in all
+    # where processes make the same passes: yields the batches and waits for those of the others
     kept_in_step: Callable[[Iterable[Any]], Iterable[Any]] | None = None
 
     @torch.no_grad()
@@ -67,11 +59,8 @@ class Scorer:
     ) -> dict[str, float]:
         """Return {key: log pi(y|x)} in nats for every answer that `known` lacks.
 
-        Args:
-            label: of the progress that is shown.
-            to_score: several sources of prompts with answers. They are read twice, to count and to
-                score; the same prompt may come again.
-            known: scores that need no second look.
+        The sources of answers are read twice, to count and to score. A prompt may come again.
+        Progress is shown under the label.
         """
         sources = list(to_score)
         total = sum(len(new) for _, new in unknown(known, itertools.chain(*sources)))

@@ -6,7 +6,7 @@ for an architecture, training falls back to plain padded rows through the model'
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from data.encode import EncodedQuestion
 from data.question import DataError
 from data.table import Table
-from data.trees import TreeBatch, collate, question_tries
+from data.trees import collate, question_tries
 from dpo.excerpt import excerpt, renumbered
 from dpo.logps import answer_logps
 
@@ -49,12 +49,9 @@ def check_sharing(
     model as it is, whose scores should be numbers. Where no excerpt can be made, as of layers
     split among processes, or without `layers`, the whole model is compared for all questions.
 
-    Args:
-        model: a causal language model of transformers.
-        questions: token ids; the longest path should be among them, since it is the one that leaves
-            a sliding window, and the last should be short, since plain rows keep all logits.
-        largest_id: the largest token id of all the data.
-        layers: the model's decoder layers, a list of modules.
+    The longest path should be among the questions, since it is the one that leaves a sliding
+    window, and the last should be short, since plain rows keep all logits. `largest_id` is that of
+    all the data, and `layers` are the model's decoder layers.
 
     Raises:
         DataError: the questions hold token ids that the model has no embedding for.
@@ -107,46 +104,31 @@ def compared(model: Any, questions: Sequence[EncodedQuestion], tolerance: float)
 
 
 @torch.no_grad()
-def largest_activation(model: Any, trees: TreeBatch) -> tuple[str, float]:
-    """Return (module, size) of the largest output in a forward pass, the first that is not finite.
-
-    Where a loss or a gradient is not finite, this is where to look.
-    """
-    found: list[tuple[str, float]] = []
-    names = {module: name for name, module in model.named_modules() if not list(module.children())}
-
-    def look(module: Any, _: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor) and output.is_floating_point():
-            largest = float(output.abs().max())
-            found.append((names[module], largest if math.isfinite(largest) else math.inf))
-
-    hooks = [module.register_forward_hook(look) for module in names]
-    try:
-        answer_logps(model, trees)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return max(found, key=lambda item: item[1], default=("", 0.0))
-
-
 def where_not_finite(
     model: Any,
     questions: Table[EncodedQuestion],
     pairs: Sequence[tuple[int, int]],
     shared: bool = True,
 ) -> str:
-    """Name the questions of a step and the module with the largest activations in it.
+    """Name the questions of a step, and the module with the largest activation in it.
 
-    With `shared=False` they are read as plain rows, for models that tries do not suit.
+    That is the first one that is not finite, if there is any. With `shared=False` the questions are
+    read as plain rows, for models that tries do not suit.
     """
+    found: list[tuple[float, str]] = []
+    names = {module: name for name, module in model.named_modules() if not list(module.children())}
+
+    def look(module: Any, _: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.is_floating_point():
+            size = float(output.abs().max())
+            found.append((size if math.isfinite(size) else math.inf, names[module]))
+
+    with ExitStack() as hooks:
+        for leaf in names:
+            hooks.enter_context(leaf.register_forward_hook(look))
+        for question in (questions[q] for q in dict.fromkeys(q for q, _ in pairs)):
+            tries = question_tries(question.prompt, question.trained, shared)
+            answer_logps(model, collate(tries, shared).to(model.device))
+    size, module = max(found, key=lambda item: item[0], default=(0.0, ""))
     places = dict.fromkeys(questions.place(q) or str(q) for q, _ in pairs)
-    largest = ("", 0.0)
-    for q in dict.fromkeys(q for q, _ in pairs):
-        tries = question_tries(questions[q].prompt, questions[q].trained, shared)
-        trees = collate(tries, shared)
-        largest = max(
-            largest, largest_activation(model, trees.to(model.device)), key=lambda x: x[1]
-        )
-    return (
-        f"questions {', '.join(places)}; the largest activation, {largest[1]:.3g}, in {largest[0]}"
-    )
+    return f"questions {', '.join(places)}; the largest activation, {size:.3g}, in {module}"

@@ -24,7 +24,6 @@ from lora.base.loading import (
     choose_device,
     choose_dtype,
     choose_model,
-    length_limit,
     load_base,
     load_tokenizer,
     skeleton,

@@ -1,5 +1,5 @@
 """How this room complains."""
 
 
-class ModelError(ValueError):
+class ModelError(Exception):
     """The base model or an adapter cannot be used as asked; the message says what to do."""

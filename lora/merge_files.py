@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +19,7 @@ from lora.base.loading import skeleton
 from lora.base.quantise import Quantise, requantised
 from lora.errors import ModelError
 from lora.files import whole_folder
-from lora.peft_format import load_adapter, patched_names, read_adapter, saved_delta
+from lora.peft_format import load_adapter, read_adapter, saved_delta
 from lora.rounding import Rounding, RoundingSums
 
 INDEX = "model.safetensors.index.json"
@@ -52,46 +51,38 @@ def merge_files(
             f"the base {base} is stored quantised; name the model it was made from in the "
             "adapter's base_model_name_or_path"
         )
-    load_adapter(model, adapter)  # on the meta device: checks every name and shape
+    head = model.get_output_embeddings()  # the one linear layer that bitsandbytes leaves as it is
+    linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    quantised = set[str]() if quantise == "none" else linear
+    patched = set(load_adapter(model, adapter))  # on the meta device: checks names and shapes
     config, tensors = read_adapter(adapter)
-    deltas = _Deltas(config, tensors, _quantised_names(model, quantise), quantise)
-    sums, total = RoundingSums(), 0
+    sums, seen, total = RoundingSums(), set[str](), 0
     with whole_folder(output) as new:
-        missing = set(patched_names(tensors))
         for shard in tqdm(_shards(base), "Merging", unit=" shards", disable=None):
-            weights = {key: deltas.added(key, w, dtype, sums) for key, w in _tensors(shard)}
-            missing -= {key.removesuffix(".weight") for key in weights}
-            total += sum(weight.numel() * weight.element_size() for weight in weights.values())
+            weights = {}
+            for key, weight in _tensors(shard):
+                name = key.removesuffix(".weight")
+                trained = requantised(weight, quantise) if name in quantised else weight
+                delta = saved_delta(config, tensors, name) if name in patched else None
+                weights[key] = _added(trained, delta, dtype or weight.dtype, sums)
+                seen.add(name)
+            total += sum(weight.nbytes for weight in weights.values())
             save_file(weights, new / shard.name, metadata={"format": "pt"})
-        if missing:
-            raise ModelError(f"{base} has no weight for {min(missing)}, which the adapter changes")
+        if patched - seen:
+            missing = min(patched - seen)
+            raise ModelError(f"{base} has no weight for {missing}, which the adapter changes")
         _copy_side_files(base, new, dtype, total)
         check(new)
     return sums.result()
 
 
-class _Deltas(NamedTuple):
-    """What a saved adapter adds to the weights of its base."""
-
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-    quantised: set[str]  # the layers whose weights training had quantised ...
-    quantise: Quantise  # ... like this
-
-    def added(
-        self, key: str, weight: Tensor, dtype: torch.dtype | None, sums: RoundingSums
-    ) -> Tensor:
-        """Return a weight of the base as the merged model has it, and count its rounding."""
-        name = key.removesuffix(".weight")
-        stored = dtype or weight.dtype
-        if name in self.quantised:
-            weight = requantised(weight, self.quantise)
-        if name in patched_names(self.tensors):
-            delta = saved_delta(self.config, self.tensors, name)
-            merged = (weight.float() + delta).to(stored)
-            sums.add(weight, delta, merged)
-            return merged
-        return weight.to(stored) if weight.is_floating_point() else weight
+def _added(weight: Tensor, delta: Tensor | None, dtype: torch.dtype, sums: RoundingSums) -> Tensor:
+    """Return round(W + dW) in `dtype` and count its rounding; integers stay as they are."""
+    if delta is None:
+        return weight.to(dtype) if weight.is_floating_point() else weight
+    merged = (weight.float() + delta).to(dtype)
+    sums.add(weight, delta, merged)
+    return merged
 
 
 def base_of(adapter: Path) -> Path:
@@ -105,15 +96,6 @@ def base_of(adapter: Path) -> Path:
     if not isinstance(name, str) or not name:
         raise ModelError(f"{adapter}/adapter_config.json names no base model")
     return builtin_folder() if name == "builtin" else model_folder(name, config.get("revision"))
-
-
-def _quantised_names(model: Any, quantise: Quantise) -> set[str]:
-    """Return the linear layers that bitsandbytes quantises: all but the output head."""
-    if quantise == "none":
-        return set()
-    head = model.get_output_embeddings()
-    names = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    return {name.removesuffix(".base") for name in names}
 
 
 def _shards(base: Path) -> list[Path]:

@@ -5,9 +5,9 @@ transposed. The settings are in `adapter_config.json`.
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import torch
@@ -23,13 +23,24 @@ from lora.targets import Patterns, match_targets
 PREFIX = "base_model.model."  # where PEFT's wrapper keeps the model
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-# Settings under which an adapter is another function than the one computed here.
+ALWAYS = {  # settings of every adapter that is written here
+    "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none",
+    "fan_in_fan_out": False, "init_lora_weights": True, "modules_to_save": None,
+    "use_dora": False, "use_rslora": False,
+}  # fmt: skip
+NEEDED = {"r": int, "lora_alpha": int | float, "target_modules": str | list}
+# Settings that make an adapter another function than the one computed here, where they are true ...
 UNSUPPORTED = (
     "use_dora", "fan_in_fan_out", "modules_to_save", "layers_to_transform", "layers_pattern",
     "exclude_modules", "target_parameters", "trainable_token_indices", "lora_bias",
     "layer_replication", "use_qalora", "alora_invocation_tokens", "megatron_config",
 )  # fmt: skip
-PLAIN_INIT = (True, False, None, "gaussian", "orthogonal")  # the others change the base's weights
+# ... or have a value that is not among these; the first is meant where there is none.
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),  # others change the base
+}
 
 
 def save_adapter(
@@ -47,43 +58,30 @@ def save_adapter(
     layers = lora_layers(model)
     if not layers:
         raise ModelError("the model has no LoRA layer to save")
-    rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
-    alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
+    ends = {name.rpartition(".")[2] for name in layers}  # the targets, if they mean no other module
+    others = (name for name, _ in model.named_modules() if name not in layers)
+    ambiguous = any(name.rpartition(".")[2] in ends for name in others)
+    rank = mode(layer.rank for layer in layers.values())
+    alpha = mode(layer.alpha for layer in layers.values())
     config = {
-        "alpha_pattern": {n: m.alpha for n, m in layers.items() if m.alpha != alpha},
+        **ALWAYS,
         "base_model_name_or_path": base_model,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": alpha,
-        "lora_dropout": next(iter(layers.values())).dropout,
-        "modules_to_save": None,
-        "peft_type": "LORA",
+        "revision": revision,
         "r": rank,
         "rank_pattern": {n: m.rank for n, m in layers.items() if m.rank != rank},
-        "revision": revision,
-        "target_modules": _shortest_targets(model),
-        "task_type": "CAUSAL_LM",
-        "use_dora": False,
-        "use_rslora": False,
+        "lora_alpha": alpha,
+        "alpha_pattern": {n: m.alpha for n, m in layers.items() if m.alpha != alpha},
+        "lora_dropout": next(iter(layers.values())).dropout,
+        "target_modules": sorted(layers if ambiguous else ends),
     }
     tensors = {}
     for name, layer in layers.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.A.detach().T.contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.B.detach().T.contiguous()
-    text = json.dumps(config, indent=2, sort_keys=True)
     with whole_folder(Path(folder)) as new:
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
-        (new / CONFIG).write_text(text + "\n", encoding="utf-8")
-
-
-def _shortest_targets(model: nn.Module) -> list[str]:
-    """Return last name parts where they mean the patched layers and no other, else whole names."""
-    patched = set(lora_layers(model))
-    ends = {name.rpartition(".")[2] for name in patched}
-    others = {n for n, _ in model.named_modules()} - patched
-    return sorted(patched if any(n.rpartition(".")[2] in ends for n in others) else ends)
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (new / CONFIG).write_text(text, encoding="utf-8")
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
@@ -96,14 +94,13 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
         ModelError: a file is missing or damaged, a setting is not supported, or a tensor does not
             fit. No layer is replaced then.
     """
-    folder = Path(folder)
-    config, tensors = read_adapter(folder)
-    patterns = _patterns(config)
-    expected: dict[str, tuple[int, int]] = {}
-    for name in match_targets(model, config["target_modules"]):
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
-        rank, _ = patterns.of(name, config["r"], config["lora_alpha"])
+    config, tensors = read_adapter(Path(folder))
+    usual = config["r"], config["lora_alpha"]
+    patterns, targets = _patterns(config), config["target_modules"]
+    expected = {}
+    for name in match_targets(model, targets):
+        layer: Any = model.get_submodule(name)
+        rank, _ = patterns.of(name, *usual)
         expected[f"{PREFIX}{name}.lora_A.weight"] = (rank, layer.in_features)
         expected[f"{PREFIX}{name}.lora_B.weight"] = (layer.out_features, rank)
     actual = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
@@ -116,25 +113,12 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
             f"{key} is {actual.get(key, 'missing')} in the file and "
             f"{expected.get(key, 'unknown')} here{_hint(actual)}"
         )
-    names = add_lora(
-        model,
-        config["r"],
-        config["lora_alpha"],
-        config.get("lora_dropout") or 0.0,
-        config["target_modules"],
-        patterns,
-    )
+    names = add_lora(model, *usual, config.get("lora_dropout") or 0.0, targets, patterns)
     with torch.no_grad():
         for name, layer in lora_layers(model).items():
             layer.A.copy_(tensors[f"{PREFIX}{name}.lora_A.weight"].T)
             layer.B.copy_(tensors[f"{PREFIX}{name}.lora_B.weight"].T)
     return names
-
-
-def patched_names(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the modules that a saved adapter's tensors change."""
-    end = ".lora_A.weight"
-    return [k.removeprefix(PREFIX).removesuffix(end) for k in tensors if k.endswith(end)]
 
 
 def saved_delta(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Tensor:
@@ -151,7 +135,6 @@ def _patterns(config: Mapping[str, Any]) -> Patterns:
 
 
 def _hint(keys: Any) -> str:
-    """Say what went wrong when the keys show it."""
     if any("_orig_mod." in key for key in keys):
         return "; its keys hold `_orig_mod.`: it was saved from a compiled model, save the original"
     if any(".lora_A." in k and not k.endswith(".lora_A.weight") for k in keys):
@@ -178,20 +161,15 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     where = folder / CONFIG
     if not isinstance(config, dict):
         raise ModelError(f"{where} holds no settings")
-    for key in ("r", "lora_alpha", "target_modules"):
+    for key, kind in NEEDED.items():
         if not config.get(key):
             raise ModelError(f"{where} lacks {key!r}, and guessing is unsafe")
-    kinds = {"r": int, "lora_alpha": int | float, "target_modules": str | list}
-    for key, kind in kinds.items():
         if not isinstance(config[key], kind):
             raise ModelError(f"{where}: {key!r} is {config[key]!r}, which is no value for it")
     unsupported = [key for key in UNSUPPORTED if config.get(key)]
-    if config.get("peft_type", "LORA") != "LORA":
-        unsupported.append(f"peft_type {config['peft_type']}")
-    if config.get("bias", "none") != "none":
-        unsupported.append(f"bias {config['bias']}")
-    if config.get("init_lora_weights", True) not in PLAIN_INIT:
-        unsupported.append(f"init_lora_weights {config['init_lora_weights']}")
+    for key, plain in PLAIN.items():
+        if config.get(key, plain[0]) not in plain:
+            unsupported.append(f"{key} {config[key]}")
     if unsupported:
         raise ModelError(f"{where} uses {', '.join(unsupported)}, which is not supported")
     return config, tensors

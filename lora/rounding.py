@@ -1,5 +1,6 @@
 """What rounding to the merged dtype does to the deltas, and how far it may move the scores."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,10 +60,8 @@ def allowed_difference(stored: torch.dtype, computed: torch.dtype, moved: float)
     by all of that, and one of the wrong sign by twice as much; or what rounding moves by itself, if
     that is more. In float32 rounding the sums moves next to nothing, which leaves a fifth of it.
 
-    Args:
-        stored: the dtype of the merged weights.
-        computed: the dtype in which both were scored.
-        moved: the mean difference between base and base + adapter, in nats a token.
+    `stored` is the dtype of the merged weights, `computed` the one in which both were scored, and
+    `moved` the mean difference between base and base + adapter, in nats a token.
     """
     by_rounding = max(BY_ROUNDING[stored], BY_ROUNDING[computed])
     return max(moved / 4, by_rounding / 5 if computed == torch.float32 else by_rounding)
@@ -71,7 +70,6 @@ def allowed_difference(stored: torch.dtype, computed: torch.dtype, moved: float)
 def stored_dtype(folder: Path) -> torch.dtype:
     """Return the dtype of a stored model's weights, by the largest tensor of its first shard."""
     with safe_open(min(folder.glob("*.safetensors")), framework="pt") as file:
-        sizes = {k: torch.Size(file.get_slice(k).get_shape()) for k in file.keys()}
-        largest = max(sizes, key=lambda k: sizes[k].numel())
+        largest = max(file.keys(), key=lambda key: math.prod(file.get_slice(key).get_shape()))
         dtype: torch.dtype = file.get_tensor(largest).dtype
         return dtype

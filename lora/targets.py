@@ -57,21 +57,24 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
     head = find_head()
     linear = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m is not head]
     if targets == "all-linear":
-        found = set(linear)
+        matches = {"all-linear": set(linear)}
     elif isinstance(targets, str):
         try:
-            found = {n for n in modules if re.fullmatch(targets, n)}
+            matches = {targets: {n for n in modules if re.fullmatch(targets, n)}}
         except re.error as error:
             raise ModelError(
                 f"--target-modules {targets!r} is no regular expression: {error}"
             ) from None
-        _some(found, targets, linear)
     else:
-        found = set()
-        for target in targets:
-            matches = {n for n in modules if n == target or n.endswith(f".{target}")}
-            _some(matches, target, linear)
-            found |= matches
+        matches = {t: {n for n in modules if n == t or n.endswith(f".{t}")} for t in targets}
+    for target, names in matches.items():
+        if not names and targets != "all-linear":
+            ends = sorted({n.rpartition(".")[2] for n in linear})
+            raise ModelError(
+                f"--target-modules {target!r} matches no module; linear layers here end in "
+                f"{', '.join(ends) or 'nothing: there are none'}"
+            )
+    found = set[str]().union(*matches.values())
     for name in found:
         module = modules[name]
         if module is head:
@@ -85,15 +88,6 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
                 "nn.Linear layers, not embeddings or whole blocks"
             )
     return [n for n in modules if n in found]
-
-
-def _some(found: set[str], target: str, linear: Sequence[str]) -> None:
-    if not found:
-        ends = sorted({n.rpartition(".")[2] for n in linear})
-        raise ModelError(
-            f"--target-modules {target!r} matches no module; linear layers here end in "
-            f"{', '.join(ends) or 'nothing: there are none'}"
-        )
 
 
 def by_pattern(name: str, patterns: Mapping[str, Value] | None, default: Value) -> Value:

@@ -35,13 +35,13 @@ PATHS = ("adapter",)  # whose folders are nobody's business
 
 
 class Check(NamedTuple):
-    """The files that are published, measured as anybody would load them; see `publishing`."""
+    """The files that are published, measured as anybody would load them; see `run.publish`."""
 
     dtype: str
     questions: int  # of those held out
     adapter: dpo.Metrics  # of base + adapter on the held-out questions
     merged: dpo.Metrics | None = None
-    difference: Any = None  # `merging.Difference` of the merged model
+    difference: Any = None  # of the merged model: a `run.merge.Difference`
 
 
 def literal(text: object) -> str:
@@ -92,12 +92,6 @@ def settings_shown(config: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_card(run: Path) -> None:
-    """Write README.md of a finished run."""
-    text = str(model_card(run, adapter_only=not (run / "merged").is_dir()))
-    lora.write_text(run / "README.md", text)
-
-
 def model_card(
     run: Path, repo: str = "REPO", adapter_only: bool = False, check: Check | None = None
 ) -> ModelCard:
@@ -123,8 +117,7 @@ def model_card(
         config=config,
         facts=facts,
         results=results,
-        measured=[_measured(results, measure) for measure in MEASURES],
-        best_by=MEASURES[facts["best"]["metric"]] if facts.get("best") else "",
+        measures=MEASURES,
         check=check,
         drift=drift,
         remark=dpo.remark(drift),
@@ -134,14 +127,6 @@ def model_card(
     )
     metadata = _metadata(run, config, results, adapter_only)
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
-
-
-def _measured(results: Mapping[str, Any], measure: str) -> dict[str, Any]:
-    """Return a row of the table before and after."""
-    old, new = results["before"][measure], results["after"][measure]
-    low, high = results["intervals"]["difference"][measure]
-    row = {"name": MEASURES[measure], "before": old, "after": new, "gain": new - old}
-    return row | {"low": low, "high": high, "p": results["p_values"][measure]}
 
 
 def _sample(sample: Mapping[str, Any]) -> str:

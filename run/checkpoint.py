@@ -136,27 +136,31 @@ def load(path: Path) -> Checkpoint:
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole; a damaged one is named and passed over.
+    """Return the newest checkpoint that can be used; others are named and passed over.
 
     Raises:
-        UsageError: there are checkpoints, and all of them are damaged.
+        UsageError: there are checkpoints, and none can be used.
     """
-    damaged = None
-    for path in saved(run):
+    paths = saved(run)
+    for path in paths:
         try:
             return load(path)
         except UsageError as error:
-            print(f"Passing over a damaged checkpoint: {error}", flush=True)
-            damaged = error
-    if damaged:
-        raise damaged
+            if path == paths[-1]:
+                raise
+            print(f"Passing over it: {error}", flush=True)
     return None
 
 
 def find(resume: str, run: Path) -> Checkpoint | None:
     """Return the checkpoint that `--resume` means: one by its folder, or the newest of the run."""
     named = Path(resume)
-    return load(named) if re.fullmatch(r"step-\d{8}", named.name) else newest(run)
+    if not re.fullmatch(r"step-\d{8}", named.name):
+        return newest(run)
+    if not named.exists():
+        left = ", ".join(str(path) for path in saved(run))
+        raise UsageError(f"--resume {named}: there is no such checkpoint; there are {left}")
+    return load(named)
 
 
 @contextmanager
@@ -173,8 +177,8 @@ def opened(config: Config, world: World) -> Iterator[tuple[Path, Checkpoint | No
         point = find(config.resume or str(folder), folder) if resume and world.first else None
         try:
             yield folder, world.gather(point)[0]
-        except BaseException:
-            if world.first and saved(folder):
+        except BaseException as error:
+            if world.first and saved(folder) and not isinstance(error, UsageError):
                 print(f"Go on:  python train.py --resume {shlex.quote(str(folder))}", flush=True)
             raise
 

@@ -29,12 +29,24 @@ MAY_CHANGE = (
     "device", "save_every", "keep", "skip_nonfinite", "merge", "merge_dtype", "tracker",
     "checkpointing", "shard",
 )  # fmt: skip
+RANGES: dict[str, Callable[[Any], object]] = {  # what a value must be, and whether it is
+    "1 or more": lambda x: x >= 1,
+    "2 or more": lambda x: x >= 2,
+    "0 or more": lambda x: x >= 0,
+    "above 0": lambda x: x > 0,
+    "between 0 and 1": lambda x: 0 < x < 1,
+    "0 to 1": lambda x: 0 <= x <= 1,
+    "0 or more and below 1": lambda x: 0 <= x < 1,
+    "0 or more and below 0.5": lambda x: 0 <= x < 0.5,
+    "0 or more and below 2^63": lambda x: 0 <= x < 2**63,
+    "at least one name": len,
+}
 Number = TypeVar("Number", int, float)
 
 
-def flag(default: Any, text: str, group: str = "") -> Any:
-    """Declare a setting: its default, its help, and the heading that starts with it."""
-    return field(default=default, metadata={"help": text, "group": group})
+def flag(default: Any, text: str, range: str = "", group: str = "") -> Any:
+    """Declare a setting: its default, help, range, and the heading that starts with it."""
+    return field(default=default, metadata={"help": text, "group": group, "range": range})
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class Config:
     They do not change. What `auto` became stands in a copy, which is what `config.yaml` holds.
     """
 
-    model: str = flag("auto", "Hub id, folder, builtin, or auto", "model")
+    model: str = flag("auto", "Hub id, folder, builtin, or auto", group="model")
     revision: str | None = flag(None, "branch, tag or commit of a Hub model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag("auto", "of the base")
     quantize: Quantise = flag("none", "store the base's linear layers in fewer bits")
@@ -53,63 +65,85 @@ class Config:
     )
     device: str = flag("auto", "cpu, cuda, cuda:1, mps, or auto")
 
-    rank: int = flag(8, "r of LoRA", "LoRA")
-    alpha: float = flag(16.0, "the delta is scaled by alpha / r")
-    dropout: float = flag(0.05, "on the LoRA path")
-    target_modules: tuple[str, ...] = flag(("q_proj", "v_proj"), "names of the layers to patch")
+    rank: int = flag(8, "r of LoRA", "1 or more", group="LoRA")
+    alpha: float = flag(16.0, "the delta is scaled by alpha / r", "above 0")
+    dropout: float = flag(0.05, "on the LoRA path", "0 or more and below 1")
+    target_modules: tuple[str, ...] = flag(
+        ("q_proj", "v_proj"), "names of the layers to patch", "at least one name"
+    )
     rslora: bool = flag(False, "scale the delta by alpha / sqrt(r) instead")
     rank_pattern: tuple[str, ...] = flag((), "NAME=RANK for layers that differ")
     alpha_pattern: tuple[str, ...] = flag((), "NAME=ALPHA for layers that differ")
-    lora_plus_ratio: float = flag(1.0, "the learning rate of B over that of A (LoRA+)")
+    lora_plus_ratio: float = flag(1.0, "the learning rate of B over that of A (LoRA+)", "above 0")
     adapter: str | None = flag(None, "continue from this adapter, with its own settings")
     reference_adapter: bool = flag(False, "with --adapter: it is the reference, not the bare base")
 
-    beta: float = flag(0.1, "a larger one keeps the policy closer to the reference", "DPO")
+    beta: float = flag(
+        0.1, "a larger one keeps the policy closer to the reference", "above 0", group="DPO"
+    )
     loss: Loss = flag("sigmoid", "the formula; docs/math.md has them all")
-    label_smoothing: float = flag(0.0, "share of pairs assumed to be labelled the wrong way round")
+    label_smoothing: float = flag(
+        0.0, "share of pairs assumed to be labelled the wrong way round", "0 or more and below 0.5"
+    )
     divergence: Divergence = flag("reverse-kl", "what keeps the policy near the reference")
-    divergence_alpha: float = flag(0.5, "of the alpha divergence: near 0 reverse KL, 1 forward")
-    sft_weight: float = flag(0.0, "adds this much of the chosen answer's negative log-prob a token")
+    divergence_alpha: float = flag(
+        0.5, "of the alpha divergence: near 0 reverse KL, 1 forward", "between 0 and 1"
+    )
+    sft_weight: float = flag(
+        0.0, "adds this much of the chosen answer's negative log-prob a token", "0 or more"
+    )
     weight_by: WeightBy = flag("pair", "what weighs 1: every pair, or every question with its K")
     reference_free: bool = flag(False, "score by log pi(y|x) alone, without the reference")
-    reference_sync: int | None = flag(None, "steps after which the policy becomes the reference")
+    reference_sync: int | None = flag(
+        None, "steps after which the policy becomes the reference", "1 or more"
+    )
 
-    data: str = flag("auto", "file, folder, Hub id[:config:split], builtin, or truthfulqa", "data")
+    data: str = flag(
+        "auto", "file, folder, Hub id[:config:split], builtin, or truthfulqa", group="data"
+    )
     columns: str | None = flag(None, "prompt=...,chosen=...,rejected=... where names do not tell")
     template: Literal["auto", Template] = flag("auto", "how a question becomes text")
     prompt_format: str | None = flag(None, "of the plain template; {} is the text")
     answer_format: str | None = flag(None, "likewise")
-    max_length: int | None = flag(None, "tokens of prompt and answer; default the model's own")
+    max_length: int | None = flag(
+        None, "tokens of prompt and answer; default the model's own", "2 or more"
+    )
     truncate: Truncate = flag(
         "drop", "longer questions, cut the beginning of their prompt, or stop"
     )
-    eval_fraction: float = flag(0.2, "share of the questions held out")
+    eval_fraction: float = flag(0.2, "share of the questions held out", "between 0 and 1")
     shuffle: Shuffle = flag("questions", "what is shuffled: whole questions or single pairs")
 
-    lr: float = flag(5e-4, "peak learning rate", "training")
-    epochs: int = flag(1, "passes over the pairs")
-    max_steps: int | None = flag(None, "stop after this many optimizer steps")
-    batch_size: int = flag(2, "pairs; times --grad-accum it is the pairs of an optimizer step")
-    grad_accum: int = flag(4, "see --batch-size; memory is bounded by tokens, not by this")
+    lr: float = flag(5e-4, "peak learning rate", "above 0", group="training")
+    epochs: int = flag(1, "passes over the pairs", "1 or more")
+    max_steps: int | None = flag(None, "stop after this many optimizer steps", "1 or more")
+    batch_size: int = flag(
+        2, "pairs; times --grad-accum it is the pairs of an optimizer step", "1 or more"
+    )
+    grad_accum: int = flag(
+        4, "see --batch-size; memory is bounded by tokens, not by this", "1 or more"
+    )
     schedule: Schedule = flag("linear", "of the learning rate")
-    warmup_ratio: float = flag(0.1, "share of the steps that warm up")
-    weight_decay: float = flag(0.0, "of AdamW")
-    max_grad_norm: float = flag(1.0, "clip the gradient's norm to this")
+    warmup_ratio: float = flag(0.1, "share of the steps that warm up", "0 to 1")
+    weight_decay: float = flag(0.0, "of AdamW", "0 or more")
+    max_grad_norm: float = flag(1.0, "clip the gradient's norm to this", "above 0")
     checkpointing: Checkpointing = flag(
         "auto", "compute layers again backward; auto: where memory lacks"
     )
     compile: Compile = flag("auto", "torch.compile the layers; auto: where many steps make it pay")
     shard: Shard = flag("auto", "split the base over torchrun's processes; auto: if too large")
-    seed: int = flag(0, "of the split, the order, A and the dropout")
+    seed: int = flag(0, "of the split, the order, A and the dropout", "0 or more and below 2^63")
 
-    output_dir: str | None = flag(None, "a new folder; default runs/DATE-TIME", "run")
-    save_every: int = flag(50, "optimizer steps between checkpoints")
-    keep: int = flag(2, "checkpoints that are kept")
+    output_dir: str | None = flag(None, "a new folder; default runs/DATE-TIME", group="run")
+    save_every: int = flag(50, "optimizer steps between checkpoints", "1 or more")
+    keep: int = flag(2, "checkpoints that are kept", "1 or more")
     resume: str | None = flag(None, "go on: a run's folder, a checkpoint, or that of --output-dir")
     skip_nonfinite: bool = flag(False, "skip steps whose loss or gradient is not finite, counted")
     merge: bool = flag(True, "skip the merged model")
     merge_dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag("auto", "of merged/")
-    eval_every: int | None = flag(None, "steps between evaluations; the best adapter is kept")
+    eval_every: int | None = flag(
+        None, "steps between evaluations; the best adapter is kept", "1 or more"
+    )
     best: Measure = flag("pair_accuracy", "of --eval-every: what the best adapter is best by")
     tracker: Tracker = flag("none", "log the metrics there too; each needs its extra")
     push_to_hub: str | None = flag(None, "OWNER/NAME to publish the run under, once checked")
@@ -123,13 +157,13 @@ class Config:
         Raises:
             UsageError: a value is out of range, or two settings contradict each other.
         """
-        for name, fits, what in self._ranges():
-            if not fits:
-                raise UsageError(f"{_flag(name)} {getattr(self, name)} must be {what}")
-        for name, value in vars(self).items():
+        for item in dataclasses.fields(self):
+            value, what = getattr(self, item.name), item.metadata["range"]
+            if what and value is not None and not RANGES[what](value):
+                raise UsageError(f"{_flag(item.name)} {value} must be {what}")
             if isinstance(value, float) and not math.isfinite(value):
-                raise UsageError(f"{_flag(name)} {value} must be finite")
-        for wrong, what in self._contradictions():
+                raise UsageError(f"{_flag(item.name)} {value} must be finite")
+        for what, wrong in self._contradictions().items():
             if wrong:
                 raise UsageError(what)
         try:
@@ -143,63 +177,21 @@ class Config:
             if text is not None and text.count("{}") != 1:
                 raise UsageError(f"{_flag(name)} {text!r} must hold {{}} once, where the text goes")
 
-    def _ranges(self) -> list[tuple[str, bool, str]]:
-        """Return (setting, whether its value is in range, the range)."""
-        return [
-            ("rank", self.rank >= 1, "1 or more"),
-            ("alpha", self.alpha > 0, "above 0"),
-            ("dropout", 0 <= self.dropout < 1, "0 or more and below 1"),
-            ("target_modules", len(self.target_modules) > 0, "at least one name"),
-            ("lora_plus_ratio", self.lora_plus_ratio > 0, "above 0"),
-            ("beta", self.beta > 0, "above 0"),
-            ("label_smoothing", 0 <= self.label_smoothing < 0.5, "0 or more and below 0.5"),
-            ("divergence_alpha", 0 < self.divergence_alpha < 1, "between 0 and 1"),
-            ("sft_weight", self.sft_weight >= 0, "0 or more"),
-            ("reference_sync", self.reference_sync is None or self.reference_sync > 0, "1 or more"),
-            ("max_length", self.max_length is None or self.max_length > 1, "2 or more"),
-            ("eval_fraction", 0 < self.eval_fraction < 1, "between 0 and 1"),
-            ("lr", self.lr > 0, "above 0"),
-            ("epochs", self.epochs >= 1, "1 or more"),
-            ("max_steps", self.max_steps is None or self.max_steps >= 1, "1 or more"),
-            ("batch_size", self.batch_size >= 1, "1 or more"),
-            ("grad_accum", self.grad_accum >= 1, "1 or more"),
-            ("warmup_ratio", 0 <= self.warmup_ratio <= 1, "0 to 1"),
-            ("weight_decay", self.weight_decay >= 0, "0 or more"),
-            ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
-            ("save_every", self.save_every >= 1, "1 or more"),
-            ("keep", self.keep >= 1, "1 or more"),
-            ("eval_every", self.eval_every is None or self.eval_every >= 1, "1 or more"),
-            ("seed", 0 <= self.seed < 2**63, "0 or more and below 2^63"),
-        ]
-
-    def _contradictions(self) -> list[tuple[object, str]]:
-        """Return (whether these settings contradict each other, what to say)."""
-        return [
-            (
+    def _contradictions(self) -> dict[str, object]:
+        """Return what to say of settings that contradict each other, and whether they do."""
+        return {
+            "--loss group needs a question's answers in one step: --shuffle questions":
                 self.loss == "group" and self.shuffle == "pairs",
-                "--loss group needs a question's answers in one step: --shuffle questions",
-            ),
-            (
+            "--reference-sync moves a reference that --reference-free does without":
                 self.reference_sync and self.reference_free,
-                "--reference-sync moves a reference that --reference-free does without",
-            ),
-            (
+            "--reference-adapter needs --adapter, the adapter to start from":
                 self.reference_adapter and not self.adapter,
-                "--reference-adapter needs --adapter, the adapter to start from",
-            ),
-            (
+            "--shard on is for bases that are not quantised; leave one out":
                 self.shard == "on" and self.quantize != "none",
-                "--shard on is for bases that are not quantised; leave one out",
-            ),
-            (
+            "--shard on and --compile on do not go together; choose one":
                 self.shard == "on" and self.compile == "on",
-                "--shard on and --compile on do not go together; choose one",
-            ),
-            (
-                self.private and not self.push_to_hub,
-                "--private is for --push-to-hub OWNER/NAME",
-            ),
-        ]
+            "--private is for --push-to-hub OWNER/NAME": self.private and not self.push_to_hub,
+        }  # fmt: skip
 
     def loss_settings(self) -> dict[str, Any]:
         """Return the keywords of `dpo_loss`."""
@@ -320,14 +312,18 @@ def parse(
             options["default"] = argparse.SUPPRESS
         group.add_argument(_flag(item.name), dest=item.name, **options)
 
-    first = parser.parse_args(argv)
+    first, file = parser.parse_args(argv), None
     if first.resume is not None and not first.config:
         run = _run_folder(first.resume, first.output_dir)
         parser.set_defaults(output_dir=str(run))
-        if (run / "config.yaml").is_file():
-            parser.set_defaults(**_read_yaml(run / "config.yaml", hints))
+        file = run / "config.yaml" if (run / "config.yaml").is_file() else None
     if first.config:
-        parser.set_defaults(**_read_yaml(Path(first.config), hints))
+        file = Path(first.config)
+    if file:
+        try:
+            parser.set_defaults(**vars(parser.parse_args(_flags_in(file, hints))))
+        except UsageError as error:
+            raise UsageError(f"--config {file}: {error}") from None
     settings = vars(parser.parse_args(argv))
     del settings["config"]
     values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
@@ -361,31 +357,27 @@ def _flag(name: str) -> str:
     return f"--{'no-' if off else ''}{name.replace('_', '-')}"
 
 
-def _read_yaml(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
+def _flags_in(path: Path, kinds: dict[str, Any]) -> list[str]:
+    """Return the settings of a YAML file as the flags that they are."""
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--config {path} cannot be read: {error}") from None
+        raise UsageError(f"it cannot be read: {error}") from None
     if not isinstance(settings, dict):
-        raise UsageError(f"--config {path} holds no `name: value` lines")
+        raise UsageError("it holds no `name: value` lines")
+    flags: list[str] = []
     for name, value in settings.items():
-        kind = hints.get(name)
-        if kind is None or name == "debug":
-            raise UsageError(f"--config {path}: unknown setting {name!r}{closest(name, hints)}")
-        if get_origin(kind) is tuple:
-            items = [value] if isinstance(value, str) else value
-            if isinstance(items, list) and all(isinstance(item, str) for item in items):
-                settings[name] = tuple(items)
-                continue
-        if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-            try:  # YAML 1.1 reads 5e-4 as text
-                settings[name] = value = float(value)
-            except ValueError:
-                pass
-        if get_origin(kind) is Literal:
-            fits = value in get_args(kind)
-        else:
-            fits = get_origin(kind) is not tuple and type(value) in (get_args(kind) or (kind,))
-        if not fits:
-            raise UsageError(f"--config {path}: {name}: {value!r} is no value for it; see --help")
-    return settings
+        if name not in kinds or name == "debug":
+            raise UsageError(f"unknown setting {name!r}{closest(name, kinds)}")
+        default = getattr(Config, name)
+        if not isinstance(value, str | int | float | list | None) or (
+            isinstance(value, bool) != (kinds[name] is bool)
+        ):
+            raise UsageError(f"{name}: {value!r} is no value for it; see --help")
+        if isinstance(value, bool):
+            flags += [_flag(name)] * (value != default)
+        elif isinstance(value, list):
+            flags += [_flag(name), *map(str, value)] if value or default else []
+        elif value is not None:
+            flags.append(f"{_flag(name)}={value}")
+    return flags

@@ -80,10 +80,8 @@ class Progress:
             self.bar.close()
 
 
-def watch_answers(
-    batches: Iterable[tuple[list[str], Any]], label: str, total: int | None
-) -> Iterator[tuple[list[str], Any]]:
-    """Yield the batches; show how many of all their answers are scored."""
+def watch_answers(batches: Iterable[Any], label: str, total: int | None) -> Iterator[Any]:
+    """Yield batches of (keys, trees); show how many of all their answers are scored."""
     if not total:
         return
     progress = Progress(label, total, "answers")

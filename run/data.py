@@ -11,11 +11,7 @@ DOES = "Report how a source is read and encoded, and what is left out; train not
 
 
 def command(argv: list[str]) -> None:
-    """Read and encode a source as a run with the same flags would, and print what was understood.
-
-    Raises:
-        UsageError: a flag is wrong.
-    """
+    """Read and encode a source as a run with the same flags would; print what was understood."""
     inputs.prepare_libraries()
     config = parse(argv, "python -m run data", DOES, positional="data")
     auto = [name for name in ("data", "model") if getattr(config, name) == "auto"]

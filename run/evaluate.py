@@ -24,11 +24,7 @@ from run.folder import write_json
 
 
 def command(argv: list[str]) -> None:
-    """Measure and print.
-
-    Raises:
-        UsageError: a flag does not fit.
-    """
+    """Measure and print."""
     arguments = parser("evaluate", "MC1, MC2, pair accuracy and their like, with 95% intervals.")
     add = arguments.add_argument
     add("target", metavar="RUN|MODEL", help="a run's folder, or a model's, or its id")

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from platformdirs import user_cache_path
 
-from dpo import curves_figure, evaluation_figure
+from dpo import curves_figure
 from lora.files import PART, whole, write_text
 from run.errors import UsageError
 
@@ -118,11 +118,3 @@ def draw_curves(run: Path, at_most_every: float = 0.0) -> None:
     if any("loss" in line for line in log):
         with whole(picture) as new:
             curves_figure(log).savefig(new, format="png", dpi=120)
-
-
-def draw_evaluation(
-    run: Path, results: Mapping[str, Any], before: Sequence[float], after: Sequence[float]
-) -> None:
-    """Write evaluation.png: the margins of the held-out pairs, and the effect by category."""
-    with whole(run / "evaluation.png") as new:
-        evaluation_figure(results, before, after).savefig(new, format="png", dpi=120)

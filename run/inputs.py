@@ -76,8 +76,7 @@ def load_model(config: Config) -> lora.Base:
 
     It is loaded on the CPU where one GPU lacks the memory: several may have trained it.
     """
-    device = lora.choose_device(config.device)
-    dtype = lora.choose_dtype(config.dtype, device)
+    device, dtype = place_of(config)
     if device.type == "cuda" and config.quantize == "none":
         shape = lora.skeleton(lora.folder_of(config.model, config.revision), dtype)
         if sum(p.nbytes for p in shape.parameters()) > torch.cuda.mem_get_info(device)[0]:
@@ -89,22 +88,20 @@ def load_model(config: Config) -> lora.Base:
 
 def load_hashed(config: Config, sharded: bool) -> lora.Base:
     """Load the base model to train on, with its hash; sharded, split over all processes."""
-    if sharded:
-        return load_sharded(config)
-    base = load_model(config)
-    return base._replace(hash=base.hash or lora.base_hash(base.model))
-
-
-def load_sharded(config: Config) -> lora.Base:
-    """Load the base model split over all processes; its weights are read by the first."""
-    device = lora.choose_device(config.device)
-    dtype = lora.choose_dtype(config.dtype, device)
-    skeleton = lora.skeleton(
-        lora.folder_of(config.model, config.revision), dtype, config.attention, device
-    )
-    cpu = torch.device("cpu")
+    if not sharded:
+        base = load_model(config)
+        return base._replace(hash=base.hash or lora.base_hash(base.model))
+    device, dtype = place_of(config)
+    folder, cpu = lora.folder_of(config.model, config.revision), torch.device("cpu")
+    skeleton = lora.skeleton(folder, dtype, config.attention, device)
     load = partial(lora.load_base, config.model, cpu, dtype, revision=config.revision)
-    return lora.load_sharded(load, skeleton, device)
+    return lora.load_sharded(load, skeleton, device)  # the first process loads it
+
+
+def place_of(config: Config) -> tuple[torch.device, torch.dtype]:
+    """Return where the model computes, and in what."""
+    device = lora.choose_device(config.device)
+    return device, lora.choose_dtype(config.dtype, device)
 
 
 def add_adapters(config: Config, model: Any) -> None:

@@ -1,14 +1,16 @@
 """Seconds, memory and speed, measured on the machine at hand."""
 
-import os
 import platform
 import resource
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
+from torch.utils.benchmark import Timer
 
 
 class Clock:
@@ -35,50 +37,33 @@ class Clock:
 
 
 def matmul_rate(
-    device: torch.device, dtype: torch.dtype, width: int, seconds: float = 0.15
+    device: torch.device, dtype: torch.dtype, width: int, seconds: float = 0.05
 ) -> float:
     """Return the FLOP/s of products as they occur: some 128 tokens, width by 4 width."""
     x = torch.ones(128, width, device=device, dtype=dtype)
     weight = torch.ones(4 * width, width, device=device, dtype=dtype)
-
-    def run() -> None:
-        x @ weight.T
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    run()
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        run()
-        count += 1
-    return count * 2 * 128 * width * 4 * width / (time.perf_counter() - started)
+    given: Any = {"x": x, "weight": weight}
+    timer = Timer("x @ weight.T", globals=given, num_threads=torch.get_num_threads())
+    return 2 * 128 * width * 4 * width / timer.blocked_autorange(min_run_time=seconds).median
 
 
 def resident(device: torch.device) -> int:
     """Return what this process holds now of the memory that the plan is about."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    with suppress(OSError, ValueError):
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return int(psutil.Process().memory_info().rss)
 
 
 def free_memory(device: torch.device) -> int:
     """Return what more this process may take, of the GPU or of the machine or its container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(line for line in lines if line.startswith("MemAvailable"))
-        free.append(int(available.split()[1]) * 1024)
+    free = int(psutil.virtual_memory().available)
     with suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
         used = int((group / "memory.current").read_text())
-        free.append(int((group / "memory.max").read_text()) - used)
-    return min(free, default=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        free = min(free, int((group / "memory.max").read_text()) - used)
+    return free
 
 
 def peak_memory(device: torch.device) -> int:

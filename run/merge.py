@@ -24,15 +24,9 @@ PROMPTS = (
 
 
 def command(argv: list[str]) -> None:
-    """Merge an adapter into the files of its base, check the result, and say what rounding did.
-
-    Raises:
-        UsageError: the output exists.
-        ModelError: as `merge_from_files`.
-    """
-    arguments = parser(
-        "merge", "Merge an adapter into its base, a shard at a time, and check the result."
-    )
+    """Merge an adapter into the files of its base, check the result, and say what rounding did."""
+    does = "Merge an adapter into its base, a shard at a time, and check the result."
+    arguments = parser("merge", does)
     add = arguments.add_argument
     add("adapter", metavar="RUN_OR_ADAPTER", help="a run's folder, or an adapter's")
     add("--output", required=True, metavar="DIR", help="a new folder")
@@ -64,17 +58,17 @@ class Difference(NamedTuple):
     found: float
     allowed: float  # what rounding explains, see `lora.allowed_difference`
 
-    @property
-    def fits(self) -> bool:
-        """Tell whether rounding explains it; a difference that is no number does not fit."""
-        return self.found <= self.allowed
+    def check(self, merged: str, consequence: str) -> None:
+        """Refuse a merged model whose difference rounding does not explain, or is no number.
 
-    def too_far(self) -> str:
-        """Say by how much it is too large."""
-        return (
-            f"differs from base + adapter by {self.found:.3g} nats a token, more than the "
-            f"{self.allowed:.3g} that rounding explains"
-        )
+        Raises:
+            ModelError: with both figures, and the consequence.
+        """
+        if not self.found <= self.allowed:
+            raise lora.ModelError(
+                f"{merged} differs from base + adapter by {self.found:.3g} nats a token, more than "
+                f"the {self.allowed:.3g} that rounding explains; {consequence}"
+            )
 
 
 class Policy(NamedTuple):
@@ -101,11 +95,8 @@ class Policy(NamedTuple):
     def compared(self, merged: Any, stored: torch.dtype) -> tuple[dpo.Scores, Difference]:
         """Score the same answers by a merged model; return its scores, and how far it is away."""
         found = _scores(merged, self.answers, self.shared)
-        lengths = {
-            dpo.answer_key(prompt, answer): len(answer)
-            for prompt, answers in self.answers
-            for answer in answers
-        }
+        every = [(prompt, answer) for prompt, answers in self.answers for answer in answers]
+        lengths = {dpo.answer_key(*ids): len(ids[1]) for ids in every}
         moved = dpo.mean_difference(self.base_scores, self.scores, lengths)
         difference = dpo.mean_difference(found, self.scores, lengths)
         coarser = self.dtype if merged.dtype == torch.float32 else merged.dtype
@@ -142,12 +133,10 @@ def merge_from_files(
             policy = policy._replace(dtype=torch.bfloat16)
         del whole
         _, difference = policy.compared(lora.load_base(str(merged), cpu, stored).model, stored)
+        difference.check("the merged model", "nothing was written")
         found.append(difference)
-        if not difference.fits:
-            raise lora.ModelError(f"the merged model {difference.too_far()}; nothing was written")
 
-    rounding = lora.merge_files(base, adapter, output, dtype, quantise, check)
-    return rounding, found[0]
+    return lora.merge_files(base, adapter, output, dtype, quantise, check), found[0]
 
 
 def write_merged(

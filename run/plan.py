@@ -107,12 +107,7 @@ def make(
 ) -> Plan:
     """Plan a run, as one of its processes takes part in it.
 
-    Args:
-        work: what is to be done.
-        folder: of the base model; only its configuration is read.
-        device: where it will run.
-        dtype: of the weights.
-        budgets: tokens fed at once.
+    Of the base model's folder only the configuration is read.
     """
     config, on_cpu = work.config, device.type == "cpu"
     # flex attention is in no trace, and needs less
@@ -224,10 +219,10 @@ def settled(config: Config, questions: data.Prepared, steps: data.Steps, world: 
 def _planned(work: Work, share: int = 1, **changes: Any) -> Plan:
     """Plan the work with some settings changed, and a share of the tokens fed at once."""
     config = replace(work.config, **changes)
-    device = lora.choose_device(config.device)
-    dtype = lora.choose_dtype(config.dtype, device)
     folder = lora.folder_of(config.model, config.revision)
-    return make(work._replace(config=config), folder, device, dtype, DEFAULT.fewer(share))
+    return make(
+        work._replace(config=config), folder, *inputs.place_of(config), DEFAULT.fewer(share)
+    )
 
 
 def _splits(config: Config, processes: int) -> list[Shard]:
@@ -248,7 +243,8 @@ def _say_what_would_fit(plan: Plan, work: Work) -> None:
     there = f"{plan.free / GIB:.1f} GiB are free"
     advice = "choose a smaller --model or a shorter --max-length"
     if work.config.quantize == "none":
-        smaller = _planned(work, quantize="nf4", shard="off")
+        again = plan.checkpointing
+        smaller = _planned(work, quantize="nf4", shard="off", checkpointing=again)
         if smaller.fits:
             advice = f"--quantize nf4 would need {(smaller.peak - smaller.program) / GIB:.1f} GiB"
     if plan.weights > plan.free:

@@ -60,8 +60,7 @@ def check_access(repo: str, update: bool = False) -> None:
         raise UsageError(f"{repo!r} is no repository's name; write OWNER/NAME")
     if not get_token():
         raise UsageError(
-            "publishing needs a token that may write: put it into HF_TOKEN, or into .env as "
-            "HF_TOKEN=..."
+            "publishing needs a token that may write: set HF_TOKEN, or write HF_TOKEN=... into .env"
         )
     api = HfApi()
     try:
@@ -109,9 +108,8 @@ def publish(
         check, tokenizer = checked(run, None if adapter_only else merged)
         if adapter_only:
             tokenizer.save_pretrained(scratch)
-        made = card.model_card(run.folder, repo, adapter_only, check)
         files: dict[str, Path | bytes] = {
-            "README.md": str(made).encode(),
+            "README.md": str(card.model_card(run.folder, repo, adapter_only, check)).encode(),
             **{name: run.folder / name for name in PICTURES if (run.folder / name).is_file()},
             **_folder(Path(scratch) if adapter_only else merged),
             **_folder(run.adapter, "" if adapter_only else "adapter/"),
@@ -120,24 +118,15 @@ def publish(
         files[name] = _portable(run.adapter / "adapter_config.json", run.config.model)
         size = sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files.values())
         print(f"Publishing {len(files)} files, {size / 2**20:.1f} MiB, to {repo} ...", flush=True)
-        api = HfApi()
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        what = "adapter and card" if adapter_only else "adapter, merged model and card"
+        api, message = HfApi(), f"{run.folder.resolve().name}: {what}"
         try:
             api.create_repo(repo, private=private or None, exist_ok=True)
-            commit = api.create_commit(
-                repo,
-                [
-                    CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-                    for name, content in files.items()
-                ],
-                commit_message=f"{run.folder.resolve().name}: adapter"
-                + ("" if adapter_only else ", merged model")
-                + " and card",
-            )
+            commit = api.create_commit(repo, operations, commit_message=message)
         except (hub.HTTPError, OSError, RuntimeError, ValueError) as error:
-            again = (
-                f"python -m run publish {shlex.quote(str(run.folder))} {repo} goes on from there"
-            )
-            raise _explained(error, repo, again) from error
+            again = f"python -m run publish {shlex.quote(str(run.folder))} {repo}"
+            raise _explained(error, repo, f"{again} goes on from there") from error
     print(f"Published:  {commit.repo_url.url}")
     return str(commit.repo_url.url)
 
@@ -170,11 +159,8 @@ def checked(run: FinishedRun, merged: Path | None) -> tuple[Check, Any]:
     del base
     own = replace(config, model=str(merged), revision=None, quantize="none")
     found, apart = policy.compared(inputs.load_model(own).model, lora.stored_dtype(merged))
-    if not apart.fits:
-        raise lora.ModelError(
-            f"{merged} {apart.too_far()}; nothing was published. Merge again: "
-            f"python -m run merge {run.folder} --output ..."
-        )
+    again = f"python -m run merge {run.folder} --output ..."
+    apart.check(str(merged), f"nothing was published. Merge again: {again}")
     means = dpo.believed(questions, found).means()
     return Check(dtype, len(questions), adapter, means, apart), tokenizer
 

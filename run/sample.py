@@ -18,11 +18,7 @@ from run.errors import UsageError
 
 
 def command(argv: list[str]) -> None:
-    """Load the run and print what is asked for.
-
-    Raises:
-        UsageError: the folder holds no run, or a number is out of range.
-    """
+    """Load the run and print what is asked for."""
     arguments = parser("sample", "Answers of the base and of the tuned model.")
     add = arguments.add_argument
     add("run", metavar="RUN", help="a run's folder")
@@ -42,18 +38,22 @@ def command(argv: list[str]) -> None:
     lora.load_adapter(model, run.adapter)
     model.eval()
     drawing = dpo.Drawing(args.max_tokens, args.temperature, args.seed)
+
+    def answers(questions: Sequence[data.EncodedQuestion]) -> Any:
+        prompts, stop = [q.prompt for q in questions], questions[0].chosen[-1]
+        return dpo.side_by_side(model, lora.adapters_disabled, tokenizer, prompts, stop, drawing)
+
     if args.chat:
         while line := _asked():
-            _show(model, tokenizer, [line], _encoded([line], tokenizer, text), drawing)
+            _show([line], answers(_encoded([line], tokenizer, text)))
         return
-    texts: Sequence[str] = args.prompt
     if args.prompt:
-        questions = _encoded(args.prompt, tokenizer, text)
+        _show(args.prompt, answers(_encoded(args.prompt, tokenizer, text)))
     else:
         held_out = inputs.read_questions(run.config, tokenizer, text).held_out
         questions = list(held_out[: args.count])
         texts = [tokenizer.decode(q.prompt, skip_special_tokens=True) for q in questions]
-    _show(model, tokenizer, texts, questions, drawing)
+        _show(texts, answers(questions))
     print(f"\nPublish it:  python -m run publish {args.run} OWNER/NAME")
 
 
@@ -65,17 +65,9 @@ def _encoded(
     return list(data.encode(asked, tokenizer, text).questions)
 
 
-def _show(
-    model: Any,
-    tokenizer: Any,
-    texts: Sequence[str],
-    questions: Sequence[data.EncodedQuestion],
-    drawing: dpo.Drawing,
-) -> None:
-    """Print both answers to every question."""
-    prompts, stop = [q.prompt for q in questions], questions[0].chosen[-1]
-    pairs = dpo.side_by_side(model, lora.adapters_disabled, tokenizer, prompts, stop, drawing)
-    for text, pair in zip(texts, pairs, strict=True):
+def _show(texts: Sequence[str], answers: Sequence[tuple[dpo.Sample, dpo.Sample]]) -> None:
+    """Print what the base and the tuned model answered."""
+    for text, pair in zip(texts, answers, strict=True):
         print(f"\n{text}")
         for name, (said, alarms) in zip(("base ", "tuned"), pair, strict=True):
             warned = "".join(f" [{alarm}]" for alarm in alarms)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import dpo
-from lora import Base
-from run.card import write_card
-from run.folder import draw_curves, draw_evaluation, write_json
+import lora
+from run.card import model_card
+from run.folder import draw_curves, write_json
 from run.measuring import hardware, peak_memory
 from run.training import Training
 
@@ -17,12 +17,15 @@ def write_outcome(folder: Path, found: dpo.Outcome) -> None:
     write_json(folder / "evaluation.json", found.results)
     write_json(folder / "samples.json", found.samples)
     draw_curves(folder)
-    draw_evaluation(folder, found.results, *found.margins)
+    with lora.whole(folder / "evaluation.png") as new:
+        figure = dpo.evaluation_figure(found.results, *found.margins)
+        figure.savefig(new, format="png", dpi=120)
 
 
-def write_summary(training: Training, base: Base) -> dict[str, Any]:
+def write_summary(training: Training, base: lora.Base) -> dict[str, Any]:
     """Write summary.json, in which speed counts the reference pass, and the card; return it."""
-    config, seconds = training.run.config, training.run.clock.seconds
+    config, folder, _, _, clock = training.run
+    seconds = clock.seconds
     steps, counts, device = training.steps, training.counts, base.model.device
     facts = {
         "pairs": steps.pairs,
@@ -41,6 +44,7 @@ def write_summary(training: Training, base: Base) -> dict[str, Any]:
         "audit": training.questions.report.figures,
         "planned_memory_bytes": training.plan.peak,
     }
-    write_json(training.run.folder / "summary.json", facts)
-    write_card(training.run.folder)
+    write_json(folder / "summary.json", facts)
+    card = model_card(folder, adapter_only=not config.merge)
+    lora.write_text(folder / "README.md", str(card))
     return facts

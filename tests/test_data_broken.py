@@ -239,7 +239,7 @@ def test_what_was_read_encodes_and_is_reported(tmp_path, name):
             f"{space}{text}</s>" for text in (p.chosen, *p.rejected)
         ]
     split = split_by_prompt(encoding.questions.column("key").tolist(), 0, 0)
-    report = examine(name, reading, encoding, tokenizer, split, TextSettings())
+    report = examine(reading, encoding, tokenizer, split, TextSettings())
     assert all("\n" not in text for _, text in report.lines)
     for reason in READ[name][2]:
         assert any(reason in text for _, text in report.lines)

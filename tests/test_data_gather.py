@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from conftest import QUESTIONS_CSV
 
 from data import DataError, Preference, load_preferences, read_preferences
 from data.gather import loosely, settle, text_key
@@ -123,16 +122,3 @@ def test_prompts_are_compared_without_case_spacing_and_punctuation_for_the_split
     assert loosely("Do  BATS see?\n") == loosely("do bats: see") != loosely("do bats seem")
     assert loosely("?!") != loosely("...")  # nothing but punctuation stays itself
     assert 0 <= text_key("Why?") < 2**63 and text_key("Why?") != text_key("Why")
-
-
-def test_a_table_shows_some_of_its_rows_in_any_order(tmp_path):
-    path = tmp_path / "questions.csv"
-    path.write_text(QUESTIONS_CSV)
-    table = read_preferences(str(path)).preferences
-    prompts = [p.prompt for p in table]
-    assert [p.prompt for p in table.select([3, 0])] == [prompts[3], prompts[0]]
-    assert [p.prompt for p in table[1:3]] == prompts[1:3] == [table[i].prompt for i in (1, 2)]
-    assert len(table.select([3, 0]).select([1])) == 1
-    assert table.select([3, 0]).select([1])[0].prompt == prompts[0]
-    with pytest.raises(IndexError):
-        table[5]

@@ -26,11 +26,11 @@ def source(tmp_path):
 
 
 def report(source, split=None):
-    reading = read_preferences(str(source))
+    reading = read_preferences(str(source))._replace(source="rows")
     encoding = encode(reading.preferences, small_tokenizer())
     keys = encoding.questions.column("key").tolist()
     split = split or split_by_prompt(keys, 0.5, 0)
-    found = examine("rows", reading, encoding, small_tokenizer(), split, TextSettings())
+    found = examine(reading, encoding, small_tokenizer(), split, TextSettings())
     return found, dict(found.lines), encoding
 
 
@@ -114,7 +114,9 @@ def test_the_command_prints_it_and_trains_nothing(source, tokenizer_folder, caps
     assert "3 questions, 4 pairs" in said and "<s>Q: Do bats see?\\nA:" in said
     assert main([*argv, "--max-length", "3"]) == 2
     assert "--max-length is 3" in capsys.readouterr().err
-    assert main(["data", "none.csv"]) == 2 and "there is no file none.csv" in capsys.readouterr().err
+    assert (
+        main(["data", "none.csv"]) == 2 and "there is no file none.csv" in capsys.readouterr().err
+    )
     assert main(["data", str(source), "--model", "none", "--columns", "chosen=x"]) == 2
 
 

@@ -4,17 +4,17 @@ import json
 
 import pytest
 import torch
-from config import Config
 from conftest import QUESTIONS_CSV, randomise, relative_error, small_model
-from lora.quantise import dense_weight
 from test_dpo_logps import ANSWERS, OTHER, PROMPT, scores_and_gradients
-from test_lora_quantise import ERROR
+from test_lora_base_quantise import ERROR
 
 import dpo
 import lora
 import train
 from data import question_tries
 from data.trees import collate
+from lora.base.quantise import dense_weight
+from run.config import Config
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),

@@ -18,7 +18,6 @@ from lora import (
     save_adapter,
 )
 from lora.adapter import adapter_parameters, lora_layers, train_adapters
-from lora.targets import as_targets, by_pattern, match_targets
 
 TOKENS = torch.arange(1, 13)[None]
 
@@ -273,38 +272,6 @@ def test_missing_and_damaged_files_are_named(model, tmp_path):
     with pytest.raises(ModelError, match="no LoRA layer to save"):
         save_adapter(small_model("llama"), tmp_path / "x", base_model="some/base")
     assert not (tmp_path / "x").exists()
-
-
-def test_targets_by_name_by_regular_expression_and_all_linear():
-    model = small_model("llama")
-    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    assert len(match_targets(model, "all-linear")) == 4 * len(linear)  # and not the head
-    assert set(match_targets(model, as_targets(linear))) == set(match_targets(model, "all-linear"))
-    assert match_targets(model, as_targets([r".*\.1\..*(q|v)_proj"])) == [
-        "model.layers.1.self_attn.q_proj",
-        "model.layers.1.self_attn.v_proj",
-    ]
-    assert match_targets(model, ["layers.1.self_attn.q_proj"]) == [
-        "model.layers.1.self_attn.q_proj"
-    ]
-
-
-def test_a_pattern_gives_layers_their_own_rank_and_alpha():
-    model = small_model("llama")
-    add_lora(model, 4, 8, rank_pattern={"v_proj": 2}, alpha_pattern={r"layers\.0\..*": 1})
-    ranks = {n: (m.rank, m.scale) for n, m in lora_layers(model).items()}
-    assert ranks["model.layers.0.self_attn.q_proj"] == (4, 1 / 4)
-    assert ranks["model.layers.0.self_attn.v_proj"] == (2, 1 / 2)
-    assert ranks["model.layers.1.self_attn.v_proj"] == (2, 8 / 2)
-    assert by_pattern("layers.0.v_proj", {"proj": 1}, 5) == 5  # a part of a name is no name
-
-
-def test_rslora_is_lora_with_alpha_times_the_root_of_the_rank():
-    model = small_model("llama")
-    add_lora(model, rank=4, alpha=6, rslora=True, rank_pattern={"v_proj": 9})
-    layers = lora_layers(model)
-    assert layers["model.layers.0.self_attn.q_proj"].scale == 6 / 2  # alpha / sqrt(r)
-    assert layers["model.layers.0.self_attn.v_proj"].scale == pytest.approx(6 / 3)
 
 
 @pytest.mark.parametrize(

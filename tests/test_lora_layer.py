@@ -6,7 +6,7 @@ from conftest import randomise, small_model
 
 from lora import LoRALinear, ModelError, add_lora
 from lora.adapter import adapter_parameters
-from lora.layer import drop
+from lora.dropout import drop
 
 
 def layer_2x2(alpha=2.0):

@@ -8,7 +8,7 @@ import torch
 import transformers
 from conftest import randomise, relative_error, small_model
 
-from lora import add_lora, load_adapter, save_adapter
+from lora import Patterns, add_lora, load_adapter, save_adapter
 from lora.adapter import adapter_parameters, lora_layers
 
 pytestmark = [
@@ -43,11 +43,16 @@ VARIANTS = {
 }
 
 
+def ours_of(rank_pattern=None, alpha_pattern=None, rslora=False, **settings):
+    """A variant's settings as `add_lora` takes them."""
+    return settings | {"patterns": Patterns(rank_pattern, alpha_pattern, rslora)}
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("architecture", FOUR)
 def test_our_adapter_gives_the_same_logits_in_peft(architecture, variant, tmp_path):
     model = tame_model(architecture)
-    add_lora(model, rank=3, alpha=6, **VARIANTS[variant])
+    add_lora(model, rank=3, alpha=6, **ours_of(**VARIANTS[variant]))
     randomise(model, scale=0.1)
     save_adapter(model, tmp_path, base_model="some/base")
     with warnings.catch_warnings():

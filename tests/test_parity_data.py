@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import CHAT_TEMPLATE, small_tokenizer
 
-from data import Preference, Turn, encode
+from data import Preference, TextSettings, Turn, encode
 from data.columns import parse_row, recognise
 
 pytestmark = pytest.mark.parity
@@ -42,9 +42,8 @@ def theirs(row, tokenizer):
 def ours(row, tokenizer, template="plain"):
     preference, _ = parse_row("row", row, recognise(list(row)))
     form = "{}" if template == "plain" else None
-    q = encode([preference], tokenizer, template, prompt_format=form, answer_format=form).questions[
-        0
-    ]
+    text = TextSettings(template, prompt_format=form, answer_format=form)
+    q = encode([preference], tokenizer, text).questions[0]
     return q.prompt, q.chosen, q.rejected[0]
 
 

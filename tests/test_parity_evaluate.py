@@ -7,7 +7,7 @@ import yaml
 from conftest import ROOT, small_model
 
 from data import load_preferences
-from dpo import evaluate
+from run.__main__ import main
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra [parity]")
@@ -70,10 +70,10 @@ def test_mc1_and_mc2_equal_lm_evals(tmp_path, private_cache, tokenizer):
     )["results"]
     out = tmp_path / "ours.json"
     argv = [
-        str(folder), "--data", str(rows), "--prompt", "truthfulqa", "--dtype", "float32",
-        "--device", "cpu", "--output", str(out),
+        "evaluate", str(folder), "--data", str(rows), "--prompt", "truthfulqa",
+        "--dtype", "float32", "--device", "cpu", "--output", str(out),
     ]  # fmt: skip
-    assert evaluate.main(argv) == 0
+    assert main(argv) == 0
     ours = json.loads(out.read_text())["model"]
     assert ours["mc1"] == pytest.approx(theirs["truthfulqa_mc1"]["acc,none"], abs=1e-6)
     assert ours["mc2"] == pytest.approx(theirs["truthfulqa_mc2"]["acc,none"], abs=1e-6)

@@ -10,17 +10,21 @@ import sys
 import time
 from pathlib import Path
 
-import checkpoint
 import pytest
 import torch
 import yaml
-from config import Config, UsageError, parse
 from conftest import ROOT, small_model
 from safetensors.torch import load_file
-from workspace import Stop, Stopped, claimed, metrics_log
 
+import data
+import dpo
 import train
-from dpo import OutOfMemory, within_memory
+from dpo import OutOfMemory, TokenBudget
+from run import checkpoint
+from run.commands import Stop
+from run.config import Config, parse
+from run.errors import Stopped, UsageError
+from run.folder import claimed, metrics_log
 
 LAST = Path("adapter") / "adapter_model.safetensors"
 
@@ -66,13 +70,13 @@ def counted(monkeypatch):
     """Count the steps of a run in its stop."""
 
     def counted(stop):
-        real = train.dpo.step_metrics
+        real = train.step_metrics
 
-        def count(columns):
+        def count(log):
             stop.steps += 1
-            return real(columns)
+            return real(log)
 
-        monkeypatch.setattr(train.dpo, "step_metrics", count)
+        monkeypatch.setattr(train, "step_metrics", count)
         return stop
 
     return counted
@@ -112,7 +116,7 @@ def test_the_starting_adapter_stays_the_reference_also_when_its_scores_are_lost(
     with pytest.raises(Stopped):
         run("cut", counted(After(3)), **more)
     empty = tmp_path / "empty"
-    monkeypatch.setattr(train, "cache_folder", lambda name: empty / name)
+    monkeypatch.setattr("run.folder.cache_folder", lambda name: empty / name)
     cut = run("cut", resume="", **more)
     assert (cut / LAST).read_bytes() == (whole / LAST).read_bytes()
 
@@ -153,7 +157,7 @@ def test_the_newest_checkpoints_are_kept_and_each_can_be_gone_on_from(run):
 
 def test_a_stop_while_old_checkpoints_are_removed_leaves_none_in_half(tmp_path, monkeypatch):
     def save(step):
-        point = checkpoint.Checkpoint(step, {"a": torch.ones(2)}, {"config": {}})
+        point = checkpoint.Checkpoint(step, {"a": {0: torch.ones(2)}}, {"config": {}})
         with (tmp_path / "metrics.jsonl").open("a") as log:
             checkpoint.save(tmp_path, point, 2, log)
 
@@ -258,7 +262,7 @@ def test_a_checkpoint_cut_or_changed_anywhere_is_passed_over_for_the_one_before(
 
 def test_a_folder_in_use_is_refused_and_a_dead_process_holds_no_lock(tmp_path):
     code = (
-        "import sys, time; from workspace import claimed\n"
+        "import sys, time; from run.folder import claimed\n"
         f"with claimed({str(tmp_path / 'run')!r}):\n    print('in', flush=True); time.sleep(60)\n"
     )
     other = subprocess.Popen(
@@ -293,13 +297,13 @@ def test_the_log_goes_on_where_the_checkpoint_stood(tmp_path):
 
 
 def test_a_run_whose_folder_vanishes_says_so(run, monkeypatch, tmp_path):
-    real = checkpoint.pack
+    real = checkpoint.save
 
     def vanish(*args):
         shutil.rmtree(tmp_path / "out")
         return real(*args)
 
-    monkeypatch.setattr(checkpoint, "pack", vanish)
+    monkeypatch.setattr(checkpoint, "save", vanish)
     with pytest.raises(FileNotFoundError, match="the run's folder is gone"):
         run("out")
     assert not (tmp_path / "out" / "adapter").exists()
@@ -307,19 +311,19 @@ def test_a_run_whose_folder_vanishes_says_so(run, monkeypatch, tmp_path):
 
 def poisoned(monkeypatch, at):
     """Make the loss of the given calls not a number."""
-    real, calls = train.dpo.dpo_loss, []
+    real, calls = train.dpo_loss, []
 
     def loss(*args, **more):
         calls.append(1)
         result = real(*args, **more)
         return result._replace(loss=result.loss * float("nan")) if len(calls) in at else result
 
-    monkeypatch.setattr(train.dpo, "dpo_loss", loss)
+    monkeypatch.setattr(train, "dpo_loss", loss)
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_is_changed(run, monkeypatch, tmp_path):
     poisoned(monkeypatch, at=[5])
-    with pytest.raises(train.dpo.NumericError) as error:
+    with pytest.raises(dpo.NumericError) as error:
         run("out")
     message = str(error.value)
     assert "step 4: loss, grad_norm not finite" in message and "questions.csv, line" in message
@@ -348,7 +352,7 @@ def test_steps_that_are_not_finite_may_be_skipped_and_counted(run, monkeypatch):
 def test_out_of_memory_halves_the_budget_and_repeats_the_step_exactly(run, monkeypatch, error):
     """In the third micro-batch of training; without dropout the adapters come out the same."""
     whole = load_file(run("whole", dropout=0.0) / LAST)
-    real, budgets = train.data.step_batches, []
+    real, budgets = data.step_batches, []
 
     def starved(questions, pairs, budget, *more):
         budgets.append(budget)
@@ -357,17 +361,17 @@ def test_out_of_memory_halves_the_budget_and_repeats_the_step_exactly(run, monke
                 raise error
             yield batch
 
-    monkeypatch.setattr(train.data, "step_batches", starved)
+    monkeypatch.setattr(data, "step_batches", starved)
     folder = run("starved", dropout=0.0)
     assert budgets == [2048] * 4 + [1024] * 6
     for name, tensor in load_file(folder / LAST).items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-4, atol=1e-6)
-    assert checkpoint.newest(folder).facts["budget"] == 1024
+    assert checkpoint.newest(folder).parts["counts"]["budget"] == 1024
 
 
 def test_a_scoring_pass_keeps_what_it_has_when_memory_runs_out(run, monkeypatch):
     expected = json.loads((run("whole") / "evaluation.json").read_text())
-    real, calls = train.dpo.reference.answer_logps, []
+    real, calls = dpo.scoring.answer_logps, []
 
     def starved(model, batch):
         calls.append(1)
@@ -375,9 +379,17 @@ def test_a_scoring_pass_keeps_what_it_has_when_memory_runs_out(run, monkeypatch)
             raise MemoryError
         return real(model, batch)
 
-    monkeypatch.setattr(train.dpo.reference, "answer_logps", starved)
+    monkeypatch.setattr(dpo.scoring, "answer_logps", starved)
     found = json.loads((run("starved") / "evaluation.json").read_text())
     assert found["after"] == pytest.approx(expected["after"], abs=1e-3)
+
+
+def within_memory(work, tokens, **more):
+    """Do it as a step does; return what it gave, and the tokens that it was done with."""
+    budget = TokenBudget(tokens, **more)
+    while True:
+        with budget:
+            return work(budget.tokens), budget.tokens
 
 
 def test_the_random_numbers_of_a_repeated_step_are_the_same():

@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import yaml
-from config import Config, UsageError, parse
 from conftest import QUESTIONS_CSV, ROOT, python_process
-from console import Progress, sparkline
 from hub import hub
 
 import train
+from run.config import Config, parse
+from run.console import Progress, sparkline
+from run.errors import UsageError
 
 
 @pytest.mark.parametrize(

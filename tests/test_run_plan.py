@@ -3,18 +3,23 @@
 import json
 from functools import partial
 
-import plan
 import pytest
 import torch
 import transformers
-from config import Config
 from conftest import QUESTIONS_CSV, ROOT, python_process, small_model
-from plan import Allocations, Plan, _stored, epoch_flops, heaviest, traced_peak
 
 import data
 import dpo
 import lora
 from data import EncodedQuestion, Steps
+from dpo import Budgets
+from dpo.head import words_in_a_tile
+from run import plan, tracing
+from run.config import Config
+from run.errors import UsageError
+from run.plan import Plan, Work, _stored, epoch_flops
+from run.processes import World
+from run.tracing import Allocations, heaviest, peak_by_layers, traced_peak, two_tiles
 
 
 def test_allocations_are_counted_once_and_until_they_are_gone():
@@ -66,7 +71,7 @@ def test_alike_layers_are_counted_from_two_and_three_of_them(architecture, again
     trees = data.collate([data.build_trie((1, 5, 6), [(7, 8, 2), (7, 9, 2)])]).to("meta")
     traced, layers = [], list(lora.decoder_layers(model))
     monkeypatch.setattr(
-        plan,
+        tracing,
         "traced_peak",
         lambda *args: traced.append(len(lora.decoder_layers(model))) or traced_peak(*args),
     )
@@ -75,22 +80,21 @@ def test_alike_layers_are_counted_from_two_and_three_of_them(architecture, again
         dpo.answer_logps(model, trees).sum().backward()
 
     with lora.layers_checkpointed(model, again), lora.norms_by_hand(model):
-        assert plan.peak_by_layers(model, backward) == traced_peak(model, backward) > 0
+        assert peak_by_layers(model, backward) == traced_peak(model, backward) > 0
     with torch.no_grad():
         score = partial(dpo.answer_logps, model, trees)
-        assert plan.peak_by_layers(model, score) == traced_peak(model, score) > 0
+        assert peak_by_layers(model, score) == traced_peak(model, score) > 0
     assert traced == [2, 3, 2, 3]
     assert list(lora.decoder_layers(model)) == layers
     del layers[3].mlp.up_proj  # now one has other weights
-    plan.peak_by_layers(model, lambda: None)
+    peak_by_layers(model, lambda: None)
     assert traced[4:] == [4]
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("cells", [256, 2**14, 2**21])
 def test_scoring_takes_the_memory_of_two_tiles_of_the_vocabulary(tied, cells, monkeypatch):
-    monkeypatch.setattr(dpo.logps, "SMALLEST_TILE", 16)
-    monkeypatch.setitem(dpo.logps.TILE_CELLS, "meta", cells)  # 16 to 262,144 words a tile
+    monkeypatch.setattr("dpo.head.SMALLEST_TILE", 16)  # 16 to 262,144 words a tile
     model = small_model("gemma2", vocab_size=5_000, tie_word_embeddings=tied).to("meta")
     trees = data.collate([data.build_trie((1, 5, 6), [(7, 8, 2), (7, 4_999, 2)])]).to("meta")
     head = model.get_output_embeddings()
@@ -98,14 +102,14 @@ def test_scoring_takes_the_memory_of_two_tiles_of_the_vocabulary(tied, cells, mo
 
     @torch.no_grad()
     def scoring():
-        return traced_peak(model, partial(dpo.answer_logps, model, trees))
+        return traced_peak(model, partial(dpo.answer_logps, model, trees, cells))
 
     expected = scoring()
-    with plan.two_tiles(model, trees):
-        assert len(head.weight) == min(5_000, 2 * dpo.logps.words_in_a_tile(4, "meta"))
+    with two_tiles(model, trees, cells):
+        assert len(head.weight) == min(5_000, 2 * words_in_a_tile(4, cells))
         assert scoring() == expected > 0
     assert head.weight is whole
-    with plan.two_tiles(model, trees._replace(shared=False)):
+    with two_tiles(model, trees._replace(shared=False), cells):
         assert head.weight is whole  # plain rows keep all logits
 
 
@@ -152,8 +156,8 @@ def test_the_flops_by_hand():
         },
     )
     steps = Steps([2], 2, epochs=2, seed=0, shuffle="questions")
-    assert epoch_flops(10, 100, questions, steps, Config()) == 4180
-    assert epoch_flops(10, 100, questions, steps, Config(reference_free=True)) == 3440
+    assert epoch_flops(Work(Config(), questions, steps), 10, 100) == 4180
+    assert epoch_flops(Work(Config(reference_free=True), questions, steps), 10, 100) == 3440
 
 
 def test_the_heaviest_step_is_found():
@@ -167,7 +171,7 @@ def planned(free, **changes):
     values = {
         "parameters": 100, "trained": 1, "weights": 4 * gib, "adapters": gib, "step": 3 * gib,
         "step_tokens": 9, "scoring": 2 * gib, "looking": 0, "program": gib, "on_cpu": False,
-        "free": free, "packed": 0, "flops": 6e12, "rate": 1e12,
+        "free": free, "blocks": 0, "flops": 6e12, "rate": 1e12,
     }  # fmt: skip
     return Plan(**(values | changes))
 
@@ -180,71 +184,81 @@ def test_the_phases_share_their_memory_on_a_gpu_and_add_up_on_a_cpu():
     assert planned(0).seconds == pytest.approx(6 / plan.USED)
     assert "(1.00% of the parameters)" in planned(0).lines()[0][1]
     assert "weights 4,096 MiB; adapters" in planned(0).lines()[0][1]
-    packed = planned(0, on_cpu=True, packed=4 * 2**30, looking=2**30)  # 4 instead of 2 + 1
-    assert packed.peak == 13 * 2**30
-    assert "weights 4,096 MiB, in blocks 4,096 MiB more; adapters" in packed.lines()[0][1]
+    blocks = planned(0, on_cpu=True, blocks=4 * 2**30, looking=2**30)  # 4 instead of 2 + 1
+    assert blocks.peak == 13 * 2**30
+    assert "weights 4,096 MiB, in blocks 4,096 MiB more; adapters" in blocks.lines()[0][1]
+
+
+class Among(World):
+    """One of several processes, which all split the base among so many."""
+
+    def gather(self, value):
+        return [value] * self.size
 
 
 @pytest.fixture
 def settle(monkeypatch, model_folder):
     """Settle a plan that needs 8 GiB, 2 less with layers computed again or split, 5.5 in NF4."""
 
-    def settle(free, processes=1, device="cuda", packed=0, **settings):
+    def settle(free, processes=1, device="cuda", blocks=0, **settings):
         sizes = {("off", "none"): 3, ("on", "none"): 1, ("off", "nf4"): 0.5, ("on", "nf4"): 0.5}
 
-        def make(config, *given):
-            assert given[-1] == processes
+        def make(work, *given):
+            config, budgets = work.config, given[-1]
+            assert work.processes == processes
             step = int(sizes[config.checkpointing, config.quantize] * 2**30)
-            if given[-2] == {"train": 2, "score": 3}:  # a quarter of the tokens
+            if budgets == Budgets(2, 3, 4):  # a quarter of the tokens
                 step -= int(0.1 * 2**30)
             shards = processes if config.shard == "on" else 1
             weights = (4 if shards == 1 else 2) * 2**30
             values = {
                 "step": step, "scoring": 0, "weights": weights, "shards": shards,
-                "budgets": given[-2], "packed": packed, "on_cpu": packed > 0,
+                "budgets": budgets, "blocks": blocks, "on_cpu": blocks > 0,
+                "checkpointing": config.checkpointing,
             }  # fmt: skip
             return planned(int(free * 2**30), **values)
 
         monkeypatch.setattr(plan, "make", make)
-        monkeypatch.setattr(plan.lora, "choose_device", lambda name: torch.device(device))
+        monkeypatch.setattr(plan, "DEFAULT", Budgets(8, 12, 16))
+        monkeypatch.setattr(lora, "choose_device", lambda name: torch.device(device))
         config = Config(model=str(model_folder), dtype="float32", **settings)
-        return plan.settle(config, None, None, None, {"train": 8, "score": 12}, processes), config
+        return plan.settled(config, None, None, Among(0, processes))
 
     return settle
 
 
 def test_layers_are_computed_again_only_where_memory_lacks(settle, capsys):
-    _, config = settle(9)
-    assert config.checkpointing == "off" and capsys.readouterr().out == ""
-    found, config = settle(6.5)
-    assert config.checkpointing == "on" and found.fits
+    found = settle(9)
+    assert found.checkpointing == "off" and capsys.readouterr().out == ""
+    found = settle(6.5)
+    assert found.checkpointing == "on" and found.fits
     assert "--checkpointing on" in capsys.readouterr().out
-    _, config = settle(6.5, checkpointing="off")
-    assert config.checkpointing == "off"
+    found = settle(6.5, checkpointing="off")
+    assert found.checkpointing == "off"
     said = capsys.readouterr().out
     assert "needs some 7.9 GiB and 6.5 GiB are free" in said and "--quantize nf4 would need" in said
 
 
 def test_fewer_tokens_at_once_come_before_any_other_remedy(settle, capsys):
-    found, config = settle(7.95)
-    assert found.budgets == {"train": 2, "score": 3} and config.checkpointing == "off"
+    found = settle(7.95)
+    assert found.budgets == Budgets(2, 3, 4) and found.checkpointing == "off"
     assert "a quarter of the tokens" in capsys.readouterr().out
-    found, config = settle(6.5)
-    assert found.budgets == {"train": 8, "score": 12} and config.checkpointing == "on"
+    found = settle(6.5)
+    assert found.budgets == Budgets(8, 12, 16) and found.checkpointing == "on"
 
 
 def test_weights_have_no_blocks_where_these_would_not_fit(settle, capsys):
-    found, config = settle(9, device="cpu", packed=2**30)
-    assert found.packed == 2**30 and found.peak == 10 * 2**30
-    found, config = settle(8.5, device="cpu", packed=2**30)
-    assert found.packed == 0 and found.fits and found.budgets == {"train": 8, "score": 12}
-    assert config.checkpointing == "off" and capsys.readouterr().out == ""
+    found = settle(9, device="cpu", blocks=2**30)
+    assert found.blocks == 2**30 and found.peak == 10 * 2**30
+    found = settle(8.5, device="cpu", blocks=2**30)
+    assert found.blocks == 0 and found.fits and found.budgets == Budgets(8, 12, 16)
+    assert found.checkpointing == "off" and capsys.readouterr().out == ""
 
 
 def test_the_base_is_split_only_where_it_does_not_fit_a_gpu(settle, capsys):
     def settled(*about, **settings):
-        found, config = settle(*about, **settings)
-        return found.shards, config.checkpointing
+        found = settle(*about, **settings)
+        return found.shards, found.checkpointing
 
     assert settled(9, 2) == (1, "off")
     assert settled(6.5, 2) == (1, "on")  # computing again needs no messages
@@ -260,7 +274,7 @@ def test_the_base_is_split_only_where_it_does_not_fit_a_gpu(settle, capsys):
 
 
 def test_weights_that_do_not_fit_end_the_run_with_what_would(settle):
-    with pytest.raises(plan.UsageError, match="3.0 GiB are free; choose a smaller --model"):
+    with pytest.raises(UsageError, match="3.0 GiB are free; choose a smaller --model"):
         settle(3, checkpointing="off")
 
 
@@ -306,14 +320,13 @@ def test_gemma_2_9b_is_planned_from_its_configuration_alone(tmp_path, monkeypatc
         def column(self, name):
             return Side(**columns).column(name)
 
-    monkeypatch.setattr(plan.data, "of_all_lengths", lambda questions, count: questions)
+    monkeypatch.setattr(data, "of_all_lengths", lambda questions, count: questions)
     sides = type("Q", (), {"train": Few([question]), "held_out": Few([question])})
     steps = Steps([1], 8, epochs=1, seed=0, shuffle="questions")
-    budgets = {"train": 2048, "score": 4096, "plain": 512}
     made = {
         (kind, shard): plan.make(
-            Config(quantize=kind, shard=shard), tmp_path, torch.device("cpu"), torch.bfloat16,
-            sides, steps, budgets, 2 if shard == "on" else 1,
+            Work(Config(quantize=kind, shard=shard), sides, steps, 2 if shard == "on" else 1),
+            tmp_path, torch.device("cpu"), torch.bfloat16, Budgets(),
         )
         for kind, shard in (("none", "off"), ("nf4", "off"), ("none", "on"))
     }  # fmt: skip
@@ -322,7 +335,7 @@ def test_gemma_2_9b_is_planned_from_its_configuration_alone(tmp_path, monkeypatc
     assert whole.parameters == split.parameters == 9_241_705_984
     assert whole.trained == 4_472_832
     assert whole.weights == 2 * 9_241_705_984
-    assert (nf4.packed, split.packed) == (0, 0)
+    assert (nf4.blocks, split.blocks) == (0, 0)
     head = 256_000 * 3584
     assert nf4.weights == pytest.approx(
         2 * head + (9_241_705_984 - head) * plan.NF4_BYTES, rel=1e-3
@@ -332,7 +345,7 @@ def test_gemma_2_9b_is_planned_from_its_configuration_alone(tmp_path, monkeypatc
     # Split among two: half of 42 layers, one that is computed with and the next; norm and head.
     layer = 3584 * (2 * 4096 + 2 * 2048) + 3 * 3584 * 14336 + 4 * 3584
     assert 42 * layer + 3584 + head == 9_241_705_984
-    assert whole.packed == (2 * 2 * 42 * (layer - 4 * 3584) if lora.packed_bytes(small) else 0)
+    assert whole.blocks == (2 * 2 * 42 * (layer - 4 * 3584) if lora.bytes_of_blocks(small) else 0)
     assert split.weights == 2 * (21 * layer + 2 * layer + 3584 + head)
     assert split.flops == whole.flops / 2
     assert "split among 2 processes" in split.lines()[0][1]
@@ -354,17 +367,17 @@ def test_a_plan_runs_nothing_and_leaves_nothing(tmp_path, model_folder):
 def test_a_model_that_tries_do_not_suit_is_planned_as_plain_rows(monkeypatch, tokenizer):
     calls = []
 
-    def scored(model, batch):
+    def scored(model, batch, cells):
         calls.append(batch.shared)
         if batch.shared:
             raise ValueError("too many values to unpack")
         return torch.ones(1, device="meta", requires_grad=True)
 
-    monkeypatch.setattr(plan.dpo, "answer_logps", scored)
+    monkeypatch.setattr(dpo, "answer_logps", scored)
     question = EncodedQuestion((1, 2), (3, 4), ((5, 4),))
-    train = [question]
+    questions = type("Q", (), {"train": [question]})
     monkeypatch.setattr(data, "of_all_lengths", lambda questions, count: questions)
-    monkeypatch.setattr(plan, "heaviest", lambda *_: [(0, 0)])
-    budgets = {"train": 9, "score": 9, "plain": 9}
-    found = plan.activations(small_model("llama").to("meta"), Config(), train, None, budgets)
+    monkeypatch.setattr(tracing, "heaviest", lambda *_: [(0, 0)])
+    model = small_model("llama").to("meta")
+    found = tracing.activations(model, Config(), questions, None, Budgets(9, 9, 9))
     assert calls == [True, *[False] * 4] and found[0] > 0  # two depths, forward and backward

@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 
 import huggingface_hub
-import inputs
-import publishing
 import pytest
 import torch
 import transformers
@@ -17,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import train
 from data import load_preferences
-from dpo import publish
-from lora import ModelError
+from lora import ModelError, allowed_difference
+from run import inputs, publish
+from run.__main__ import main
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Use 'content=:DeprecationWarning"  # the Hub's own client, about itself
@@ -44,7 +43,7 @@ def here(account, monkeypatch):
 
 
 def command(*argv):
-    return publish.main([*map(str, argv)])
+    return main(["publish", *map(str, argv)])
 
 
 def held_out_mc1(model, tokenizer, preference):
@@ -86,8 +85,9 @@ def test_everything_arrives_in_one_commit_and_loads_elsewhere(finished, here, ac
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     run = inputs.finished_run(finished)
-    base = inputs.load_model(run.config, None)
-    (question,) = inputs.held_out(run.config, base, None)
+    (question,) = inputs.read_questions(
+        run.config, *inputs.load_tokenizer(run.config)
+    ).held_out
     (asked,) = (
         p
         for p in load_preferences(run.config.data)
@@ -133,7 +133,7 @@ def test_the_adapter_alone(finished, here, account):
 def test_an_interrupted_upload_goes_on_where_it_stopped(finished, here, account, capsys):
     account.breaks_after = 1
     assert command(finished, "ann/tuned") == 1
-    assert f"python -m dpo.publish {finished} ann/tuned goes on" in capsys.readouterr().err
+    assert f"python -m run publish {finished} ann/tuned goes on" in capsys.readouterr().err
     assert account.commits == [] and len(account.stored) == 1
     account.breaks_after = None
     here.clear()
@@ -152,7 +152,7 @@ def test_a_merged_model_that_is_not_base_plus_adapter_is_not_published(finished,
     save_file(weights, path, metadata={"format": "pt"})
     run = inputs.finished_run(finished)
     with pytest.raises(ModelError, match=r"differs from base \+ adapter by .* nothing was publi"):
-        publishing.publish(run, "ann/tuned")
+        publish.publish(run, "ann/tuned")
     assert account.created == account.commits == []
 
 

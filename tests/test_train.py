@@ -13,8 +13,8 @@ import yaml
 from conftest import small_model
 from safetensors.torch import load_file, save_file
 
-import train
 import dpo
+import train
 from data import DataError
 from dpo import Budgets, Metrics
 from dpo.losses import Loss

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # apart for the colour-blind, and in print
+LINES = ((BLUE, "-"), (ORANGE, "--"))
 PANELS: Sequence[tuple[str, Mapping[str, str]]] = (  # title, and its lines: metric -> label
     ("loss", {"loss": ""}),
     ("reward margin", {"rewards/margins": "all", "rewards/worst_margin": "worst"}),
@@ -39,9 +40,7 @@ def curves_figure(log: Iterable[Mapping[str, float]], width: float = 10.0) -> An
     span = max(1, len(lines) // 15)
     drawn = Figure(figsize=(width, 0.55 * width), layout="constrained")
     for axes, (title, metrics) in zip(drawn.subplots(2, 3).flat, PANELS, strict=True):
-        for (metric, label), color, dashes in zip(
-            metrics.items(), (BLUE, ORANGE), ("-", "--"), strict=False
-        ):
+        for (metric, label), (color, dashes) in zip(metrics.items(), LINES, strict=False):
             values = [line[metric] for line in lines]
             key = EVALUATED.get(metric, "")
             held_out = [(line["step"], line[key]) for line in lines if key in line]

@@ -1,18 +1,15 @@
 """What alignment cost: how far the policy moved from its reference, beyond the held-out answers."""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from data.encode import EncodedQuestion
-from data.gather import unwatched
 from data.trees import Tokens
-from dpo.evaluation.generate import Drawing, answers, contiguous_head
+from dpo.evaluation.generate import AsReference, Drawing, answers, contiguous_head
 from dpo.scoring import Scorer, Scores, answer_key
 
 NEUTRAL = Path(__file__).with_name("neutral.txt")  # of no topic that anybody trains on
@@ -33,7 +30,7 @@ class Drift(NamedTuple):
 
 def kl_to_reference(
     model: Any,
-    reference: Callable[[Any], AbstractContextManager[None]],
+    reference: AsReference,
     prompts: Sequence[Tokens],
     stop: int,
     drawing: Drawing = Drawing(LONGEST, temperature=1.0),
@@ -46,12 +43,7 @@ def kl_to_reference(
     vocabulary is exact, which varies far less than log pi(y|x) - log pi_ref(y|x) and has the same
     expectation, by the chain rule. Long answers are cut.
 
-    Args:
-        model: the policy; within `reference(model)` it is the reference.
-        reference: such as `lora.adapters_disabled`.
-        prompts: token ids.
-        stop: the token that ends an answer.
-        drawing: how the answers are drawn: at temperature 1, or they are not the policy's.
+    `stop` ends an answer. Answers are drawn at temperature 1: others would not be the policy's.
     """
     total, tokens = 0.0, 0
     drawn = answers(model, prompts, stop, drawing)
@@ -83,49 +75,18 @@ def perplexity(scorer: Scorer, tokenizer: Any, text: str = "") -> float:
     start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
     paragraphs = (text or NEUTRAL.read_text(encoding="utf-8")).strip().split("\n\n")
     encoded = [(*start, *tokenizer(p, add_special_tokens=False).input_ids) for p in paragraphs]
-
-    def score(ids: Tokens) -> float:  # alone: paragraphs behind the same BOS would be one trie
-        return sum(scorer.scores("", [[(ids[:1], [ids[1:]])]]).values())
-
-    return math.exp(-sum(map(score, encoded)) / sum(len(ids) - 1 for ids in encoded))
+    # Each alone: paragraphs behind the same BOS would be one trie.
+    found = [scorer.scores("", [[(ids[:1], [ids[1:]])]]) for ids in encoded]
+    total = sum(score for scores in found for score in scores.values())
+    return math.exp(-total / sum(len(ids) - 1 for ids in encoded))
 
 
 def change(questions: Sequence[EncodedQuestion], old: Scores, new: Scores) -> tuple[float, float]:
     """Return the mean change of log pi of the chosen and of the rejected answers, in nats."""
-
-    def mean(which: Callable[[EncodedQuestion], Sequence[Tokens]]) -> float:
-        keys = [answer_key(q.prompt, answer) for q in questions for answer in which(q)]
-        return sum(new[key] - old[key] for key in keys) / len(keys)
-
-    return mean(lambda q: (q.chosen,)), mean(lambda q: q.rejected)
-
-
-def measure_drift(
-    scorer: Scorer,
-    reference: Callable[[Any], AbstractContextManager[None]],
-    tokenizer: Any,
-    questions: Sequence[EncodedQuestion],
-    old: Scores,
-    new: Scores,
-) -> Drift:
-    """Measure a policy's drift on held-out questions.
-
-    Args:
-        scorer: of the policy, in eval mode; within `reference(model)` it is the reference.
-        reference: such as `lora.adapters_disabled`.
-        tokenizer: the model's own.
-        questions: held out.
-        old: the reference's log-prob of each of their answers.
-        new: the policy's.
-    """
-    scorer = replace(scorer, watch=unwatched, kept_in_step=None)  # all processes make all passes
-    some = [questions[i] for i in range(min(PROMPTS, len(questions)))]
-    prompts, stop = [q.prompt for q in some], some[0].chosen[-1]
-    after = perplexity(scorer, tokenizer)
-    with reference(scorer.model):
-        before = perplexity(scorer, tokenizer)
-    kl = kl_to_reference(scorer.model, reference, prompts, stop)
-    return Drift(*kl, *change(questions, old, new), before, after)
+    chosen = [answer_key(q.prompt, q.chosen) for q in questions]
+    rejected = [answer_key(q.prompt, answer) for q in questions for answer in q.rejected]
+    c, r = (sum(new[key] - old[key] for key in keys) / len(keys) for keys in (chosen, rejected))
+    return c, r
 
 
 def remark(drift: Drift) -> str:

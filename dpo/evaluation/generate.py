@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from data.encode import EncodedQuestion
 from data.trees import Tokens
@@ -14,6 +16,9 @@ from data.trees import Tokens
 PROMPTS_AT_ONCE = 32
 SAMPLES = 4  # of a run
 GRAM, TIMES = 4, 3
+
+# Within `reference(model)` the model is its reference: such as `lora.adapters_disabled`.
+AsReference = Callable[[Any], AbstractContextManager[None]]
 
 
 def repeats(tokens: Sequence[int]) -> bool:
@@ -27,14 +32,9 @@ def repeats(tokens: Sequence[int]) -> bool:
 
 def alarms(tokens: Sequence[int], text: str, stopped: bool) -> list[str]:
     """Return what is wrong with an answer at first sight; `stopped` if it ended by itself."""
-    found = []
-    if not text.strip():
-        found.append("empty")
-    if repeats(tokens):
-        found.append("repeats itself")
-    if not stopped:
-        found.append("did not end")
-    return found
+    empty, looping = not text.strip(), repeats(tokens)
+    found = {"empty": empty, "repeats itself": looping, "did not end": not stopped}
+    return [alarm for alarm, rings in found.items() if rings]
 
 
 def readable(text: str) -> str:
@@ -44,12 +44,9 @@ def readable(text: str) -> str:
 
 def left_padded(prompts: Sequence[Tokens], pad: int) -> tuple[Tensor, Tensor]:
     """Return ids and attention mask (B, L): prompts end in the last column, where answers begin."""
-    length = max(map(len, prompts))
-    ids = torch.full((len(prompts), length), pad)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt) :] = torch.tensor(prompt)
-    ends = torch.tensor([length - len(prompt) for prompt in prompts])
-    return ids, (torch.arange(length) >= ends[:, None]).long()
+    padded = partial(pad_sequence, batch_first=True, padding_side="left")
+    rows = [torch.tensor(prompt) for prompt in prompts]
+    return padded(rows, padding_value=pad), padded([torch.ones_like(row) for row in rows])
 
 
 @contextmanager
@@ -59,14 +56,10 @@ def contiguous_head(model: Any) -> Iterator[None]:
     Those of some positions are a strided view, with which torch 2.13 multiplies a large bf16 weight
     a thousand times slower on a CPU, in gigabytes of scratch memory.
     """
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(
+    with model.get_output_embeddings().register_forward_pre_hook(
         lambda _, inputs: (inputs[0].clone(memory_format=torch.contiguous_format),)
-    )
-    try:
+    ):
         yield
-    finally:
-        hook.remove()
 
 
 class Drawing(NamedTuple):
@@ -83,11 +76,8 @@ def answers(
 ) -> list[tuple[Tokens, bool]]:
     """Return each prompt's answer, without its stop token, and whether it came to one.
 
-    Args:
-        model: a causal language model of transformers; its adapters as they are switched.
-        prompts: token ids, the BOS included.
-        stop: the token that ends an answer.
-        drawing: how they are written.
+    Prompts are token ids, the BOS included, and `stop` ends an answer. `model` is a causal language
+    model of transformers, its adapters as they are switched.
     """
     drawn = {"do_sample": True, "temperature": drawing.temperature, "top_k": 0, "top_p": 1.0}
     how = drawn if drawing.temperature else {"do_sample": False}
@@ -114,10 +104,7 @@ class Sample(NamedTuple):
 
 
 def samples(
-    model: Any,
-    reference: Callable[[Any], AbstractContextManager[None]],
-    tokenizer: Any,
-    questions: Sequence[EncodedQuestion],
+    model: Any, reference: AsReference, tokenizer: Any, questions: Sequence[EncodedQuestion]
 ) -> list[dict[str, Any]]:
     """Return what samples.json holds: both answers to the first few of these questions."""
     some = [questions[i] for i in range(min(SAMPLES, len(questions)))]
@@ -135,7 +122,7 @@ def samples(
 
 def side_by_side(
     model: Any,
-    reference: Callable[[Any], AbstractContextManager[None]],
+    reference: AsReference,
     tokenizer: Any,
     prompts: Sequence[Tokens],
     stop: int,

@@ -87,15 +87,16 @@ def believed(questions: Sequence[EncodedQuestion], scores: Scores) -> Beliefs:
     for q in questions:
         logps = torch.tensor([scores[answer_key(q.prompt, a)] for a in q.answers])
         lengths = torch.tensor([len(a) for a in q.answers])
+        rejected = slice(1, 1 + len(q.rejected))
         for suffix, score in (("", logps), ("_per_token", logps / lengths)):
-            best, incorrect = score[0], score[1 : 1 + len(q.rejected)]
-            correct = torch.cat([score[:1], score[1 + len(q.rejected) :]])
+            best, incorrect = score[0], score[rejected]
+            correct = torch.cat([score[:1], score[rejected.stop :]])
             values["mc1" + suffix].append(mc1(best, incorrect))
             values["mc2" + suffix].append(mc2(correct, incorrect))
             wins = [preference(best, worse) for worse in incorrect]
             values["pair_accuracy" + suffix].append(sum(wins) / len(wins))
-        values["all_beaten"].append(float(logps[0] > logps[1 : 1 + len(q.rejected)].max()))
-        values["margin"].append(float(logps[0] - logps[1 : 1 + len(q.rejected)].mean()))
+        values["all_beaten"].append(float(logps[0] > logps[rejected].max()))
+        values["margin"].append(float(logps[0] - logps[rejected].mean()))
     pairs = np.array([len(q.rejected) for q in questions], dtype=float)
     weights = {name: pairs if name in BY_PAIR else np.ones_like(pairs) for name in values}
     return Beliefs({name: np.array(v) for name, v in values.items()}, weights)
@@ -103,11 +104,8 @@ def believed(questions: Sequence[EncodedQuestion], scores: Scores) -> Beliefs:
 
 def pair_margins(questions: Sequence[EncodedQuestion], scores: Scores) -> list[float]:
     """Return log pi(chosen) - log pi(rejected) of every pair, in nats."""
-    margins = []
-    for q in questions:
-        best, *others = (scores[answer_key(q.prompt, a)] for a in q.trained)
-        margins += [best - other for other in others]
-    return margins
+    logps = ([scores[answer_key(q.prompt, a)] for a in q.trained] for q in questions)
+    return [best - other for best, *others in logps for other in others]
 
 
 def measure(questions: Sequence[EncodedQuestion], scores: Scores) -> Metrics:
@@ -123,19 +121,14 @@ def intervals(before: Beliefs, after: Beliefs, seed: int = 0) -> dict[str, dict[
     """
     rng = np.random.default_rng(seed)
     count = len(next(iter(before.values.values())))
-    drawn: dict[str, list[np.ndarray]] = {"before": [], "after": [], "difference": []}
+    drawn = []
     for _ in range(0, RESAMPLES, ROWS):
         times = rng.multinomial(count, np.full(count, 1 / count), size=ROWS)  # (rows, Q)
         old, new = (_resampled(beliefs, times) for beliefs in (before, after))
-        for name, means in (("before", old), ("after", new), ("difference", new - old)):
-            drawn[name].append(means)
-    return {
-        name: {
-            measure: np.percentile(np.concatenate(means)[:, m], [2.5, 97.5]).tolist()
-            for m, measure in enumerate(Metrics._fields)
-        }
-        for name, means in drawn.items()
-    }
+        drawn.append((old, new, new - old))
+    bounds = np.percentile(np.concatenate(drawn, 1), [2.5, 97.5], axis=1)  # (2, 3, measures)
+    sides = zip(("before", "after", "difference"), np.moveaxis(bounds, 0, 2).tolist(), strict=True)
+    return {name: dict(zip(Metrics._fields, found, strict=True)) for name, found in sides}
 
 
 def _resampled(beliefs: Beliefs, times: np.ndarray) -> np.ndarray:
@@ -154,10 +147,7 @@ def p_values(before: Beliefs, after: Beliefs, seed: int = 0) -> dict[str, float]
     (1 + flips), of 10,000 random flips; no p is below 1/10,001.
     """
     rng = np.random.default_rng(seed)
-    weighted = [
-        before.weights[name] * (after.values[name] - before.values[name])
-        for name in Metrics._fields
-    ]
+    weighted = [before.weights[n] * (after.values[n] - before.values[n]) for n in Metrics._fields]
     changes = np.stack(weighted, 1)  # (Q, measures)
     seen = np.abs(changes.sum(0)) * (1 - 1e-9)  # a sum in another order rounds otherwise
     extreme = np.zeros(len(seen))

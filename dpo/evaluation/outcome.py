@@ -1,12 +1,13 @@
 """What a run did to its model, all of it together: gains, drift, samples, and their picture."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from data.encode import EncodedQuestion
-from dpo.evaluation.drift import Drift, measure_drift
-from dpo.evaluation.generate import samples
+from data.gather import unwatched
+from dpo.evaluation.drift import PROMPTS, Drift, change, kl_to_reference, perplexity
+from dpo.evaluation.generate import AsReference, samples
 from dpo.evaluation.measures import believed, compare, pair_margins
 from dpo.scoring import Scorer, Scores
 
@@ -26,16 +27,26 @@ class Outcome(NamedTuple):
 
 def outcome_of(
     scorer: Scorer,
-    reference: Callable[[Any], AbstractContextManager[None]],
+    reference: AsReference,
     tokenizer: Any,
     questions: Sequence[EncodedQuestion],
     old: Scores,
     new: Scores,
 ) -> Outcome:
-    """Compare the policy with its reference on held-out questions; arguments of `measure_drift`."""
+    """Compare the policy, which `scorer` scores in eval mode, with its reference.
+
+    The questions are held out. `old` are the reference's log-probs of each answer to them, `new`
+    the policy's.
+    """
     before, after = believed(questions, old), believed(questions, new)
-    drift = measure_drift(scorer, reference, tokenizer, questions, old, new)
     results = compare(before, after, [q.category for q in questions])
     margins = (pair_margins(questions, old), pair_margins(questions, new))
+    scorer = replace(scorer, watch=unwatched, kept_in_step=None)  # all processes make all passes
+    text_after = perplexity(scorer, tokenizer)
+    with reference(scorer.model):
+        text_before = perplexity(scorer, tokenizer)
+    some = [questions[i] for i in range(min(PROMPTS, len(questions)))]
+    kl = kl_to_reference(scorer.model, reference, [q.prompt for q in some], some[0].chosen[-1])
+    drift = Drift(*kl, *change(questions, old, new), text_before, text_after)
     answered = samples(scorer.model, reference, tokenizer, questions)
     return Outcome({**results, "drift": drift._asdict()}, answered, margins)

@@ -15,11 +15,8 @@ def shown_categories(results: Mapping[str, Any]) -> list[tuple[str, int, float, 
     """
     found = [
         (name, c["questions"], c["before"]["pair_accuracy"], c["after"]["pair_accuracy"])
-        for name, c in results["by_category"].items()
+        for name, c in (results["by_category"] or {"all": results}).items()
     ]
-    if not found:
-        sides = (results[side]["pair_accuracy"] for side in ("before", "after"))
-        return [("all", results["questions"], *sides)]
     first, rest = found[:CATEGORIES], found[CATEGORIES:]
     if rest:
         count = sum(n for _, n, _, _ in rest)

@@ -59,13 +59,7 @@ def attend(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return O (B K, L G, D), P (B K, L G, N) and tanh(Z / c) likewise, None without a cap.
 
-    Args:
-        q: (B K, L G, D).
-        k: (B K, N, D).
-        v: (B K, N, D).
-        mask: M (B, 1, L, N), the same for all heads, or None.
-        s: the scale of the scores.
-        cap: c, or None.
+    Q is (B K, L G, D), K and V are (B K, N, D), and the mask M (B, 1, L, N) is that of all heads.
     """
     scores = (q @ k.mT).mul_(s)
     t = None

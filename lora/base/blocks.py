@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,11 +58,6 @@ def _linear_backward(dy: Tensor, weight: Tensor) -> Tensor:
     return _product(dy, blocks.back) if blocks else dy @ weight
 
 
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-    """Return dL/dx = dL/dy W^T; weight and bias are frozen."""
-    return torch.ops.trie_dpo.linear_backward(dy, *ctx.saved_tensors), None, None
-
-
 # Operators, so that the compiler, which cannot look into blocks, takes them as they are.
 _library = torch.library.Library("trie_dpo", "DEF")
 _library.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
@@ -69,21 +65,14 @@ _library.define("linear_backward(Tensor dy, Tensor weight) -> Tensor")
 _library.impl("linear", _linear, "CPU")
 _library.impl("linear_backward", _linear_backward, "CPU")
 torch.library.register_autograd(
-    "trie_dpo::linear",
-    _gradients,
+    "trie_dpo::linear",  # dL/dx alone: weight and bias are frozen
+    lambda ctx, dy: (torch.ops.trie_dpo.linear_backward(dy, *ctx.saved_tensors), None, None),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[1]),
     lib=_library,
 )
-torch.library.register_fake(
-    "trie_dpo::linear",
-    lambda x, weight, bias: x.new_empty(*x.shape[:-1], weight.shape[0]),
-    lib=_library,
-)
-torch.library.register_fake(
-    "trie_dpo::linear_backward",
-    lambda dy, weight: dy.new_empty(*dy.shape[:-1], weight.shape[1]),
-    lib=_library,
-)
+_shapes = partial(torch.library.register_fake, lib=_library)
+_shapes("trie_dpo::linear", lambda x, w, bias: x.new_empty(*x.shape[:-1], w.shape[0]))
+_shapes("trie_dpo::linear_backward", lambda dy, w: dy.new_empty(*dy.shape[:-1], w.shape[1]))
 
 
 class LinearInBlocks(nn.Linear):
@@ -96,7 +85,6 @@ class LinearInBlocks(nn.Linear):
 
 
 def _can_have_blocks(model: Any) -> list[nn.Linear]:
-    """Return the linear layers of the model's body that can have blocks."""
     return [
         layer
         for layer in model.base_model.modules()

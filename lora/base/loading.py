@@ -86,19 +86,17 @@ def load_base(
     revision: str | None = None,
     quantise: Quantise = "none",
 ) -> Base:
-    """Load a causal language model, frozen and in eval mode.
+    """Load a causal language model in `dtype` onto `device`, frozen and in eval mode.
 
-    Args:
-        name: `builtin`, a folder, or a Hub id.
-        device: where to put it.
-        dtype: of the weights and the computation.
-        attention: transformers' name, or `auto`, see `choose_attention`.
-        revision: of a Hub id.
-        quantise: store the linear layers in 4 bits (nf4) or 8 (int8), by bitsandbytes.
+    `name` is `builtin`, a folder, or a Hub id, of which `revision` is a branch, tag or commit. For
+    `attention` see `choose_attention`. With `quantise`, bitsandbytes stores the linear layers in 4
+    bits (nf4) or 8 (int8).
 
     Raises:
         ModelError: it does not exist, cannot be reached, is gated, or holds no safetensors.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     local = name == "builtin" or Path(name).expanduser().is_dir()
     if local and revision:
         raise ModelError(f"--revision {revision} is for models of the Hub, and {name} is local")
@@ -111,7 +109,17 @@ def load_base(
     if quantise != "none" or device.type == "cuda":  # weights go there straight from the file
         more["device_map"] = {"": device}
     try:
-        model, report = _from_pretrained(folder, device, dtype, attention, more)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=choose_attention(attention, config, device),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **more,
+        )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"--model {name} cannot be loaded: {reason}") from error
@@ -126,25 +134,6 @@ def load_base(
     keep_layout(model)
     model.eval().requires_grad_(False)
     return Base(model, str(folder) if local else name, revision, folder)
-
-
-def _from_pretrained(
-    folder: Path, device: torch.device, dtype: torch.dtype, attention: str, more: dict[str, Any]
-) -> Any:
-    """Return transformers' model, and its report on weights that are missing."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        attn_implementation=choose_attention(attention, config, device),
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        **more,
-    )
 
 
 def skeleton(
@@ -190,7 +179,7 @@ def choose_attention(name: str, config: Any, device: torch.device) -> str:
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> tuple[Any, int | None]:
-    """Load a model's tokenizer without its weights; return it and the longest text it reads.
+    """Return a model's tokenizer, and how many tokens the model reads at most, if it says so.
 
     Raises:
         ModelError: as `load_base`.
@@ -203,16 +192,10 @@ def load_tokenizer(name: str, revision: str | None = None) -> tuple[Any, int | N
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return tokenizer, length_limit(config)
+        return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"--model {name} has no tokenizer that can be read: {reason}") from error
     finally:
         if collecting:
             gc.enable()
-
-
-def length_limit(config: Any) -> int | None:
-    """Return how many tokens a model of this configuration reads at most, if it says so."""
-    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return limit

@@ -41,17 +41,9 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def gradient(dy: Tensor, n: Tensor, rho: Tensor, g: Tensor) -> Tensor:
-    """Return dL/dx of y = g n, (..., H) float32.
+    """Return dL/dx of y = g n, (..., H) float32, for dy = dL/dy and float32 n and rho (..., 1).
 
-        dL/dx = rho (g dy - n mean(n g dy))
-
-    since dn/dx = rho (I - n n^T / H).
-
-    Args:
-        dy: dL/dy, (..., H).
-        n: rho x, (..., H) float32.
-        rho: (..., 1) float32.
-        g: (H,).
+    dL/dx = rho (g dy - n mean(n g dy)), since dn/dx = rho (I - n n^T / H).
     """
     dn = dy * g.float()  # (..., H) float32
     along = (dn * n).mean(-1, keepdim=True)  # (..., 1)

@@ -48,20 +48,19 @@ def is_quantised(linear: nn.Linear) -> bool:
 
 def dense_weight(linear: Any) -> Tensor:
     """Return the (out, in) weight that `linear` computes with, dequantised if need be."""
-    weight = linear.weight
-    dense: Tensor
+    dense: Tensor = linear.weight
     if not is_quantised(linear):
-        dense = weight
         return dense
     from bitsandbytes import functional
 
+    weight = linear.weight
     if getattr(weight, "quant_state", None) is not None:
         dense = functional.dequantize_4bit(weight.data, weight.quant_state)
-        return dense
-    # int8: the codes and row scales move from the weight to the layer's state when it first runs
-    codes = weight.CB if weight.CB is not None else linear.state.CB
-    scales = weight.SCB if weight.SCB is not None else linear.state.SCB
-    dense = functional.int8_vectorwise_dequant(codes if codes is not None else weight.data, scales)
+    else:  # int8: codes and row scales move from the weight to the layer's state at its first run
+        codes = weight.CB if weight.CB is not None else linear.state.CB
+        scales = weight.SCB if weight.SCB is not None else linear.state.SCB
+        codes = codes if codes is not None else weight.data
+        dense = functional.int8_vectorwise_dequant(codes, scales)
     return dense
 
 
@@ -91,10 +90,7 @@ def dequantise(model: Any, dtype: torch.dtype) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and is_quantised(module):
             model.set_submodule(name, dense_linear(module, dense_weight(module).to(dtype)))
-    for attribute in ("hf_quantizer", "quantization_method"):
-        if hasattr(model, attribute):
-            delattr(model, attribute)
-    for flag in ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
-        if hasattr(model, flag):
-            setattr(model, flag, False)
+    loaded = ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
+    for trace in ("hf_quantizer", "quantization_method", *loaded):
+        vars(model).pop(trace, None)
     vars(model.config).pop("quantization_config", None)

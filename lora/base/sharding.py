@@ -23,13 +23,9 @@ Shard = Literal["auto", "on", "off"]
 def load_sharded(load: Callable[[], Base], skeleton: Any, device: torch.device) -> Base:
     """Return the base, frozen and in eval mode, its layers split over all processes.
 
-    The first process loads it whole into main memory and hands out the shares, one weight at a
-    time, so that no device ever holds more than its own.
-
-    Args:
-        load: loads the whole model on the CPU; called by the first process alone.
-        skeleton: the model on torch's meta device, in the dtype to compute in.
-        device: where this process keeps its share.
+    The first process alone calls `load`, for the whole model on the CPU, and hands out the shares,
+    one weight at a time, so that no `device` ever holds more than its own. `skeleton` is the model
+    on torch's meta device, in the dtype to compute in.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.fsdp import fully_shard

@@ -7,12 +7,11 @@ import pytest
 import torch
 from conftest import small_model, small_tokenizer
 
-import lora
 from data import EncodedQuestion, encode, load_preferences, of_all_lengths
 from dpo import check_sharing
-from lora import ModelError, choose_device, choose_dtype, choose_model, load_base
-from lora.base import builtin_folder, choose_attention, load_tokenizer
-from lora.files import written_whole
+from lora import ModelError, choose_device, choose_dtype, choose_model, load_base, load_tokenizer
+from lora.base.folders import builtin_folder
+from lora.base.loading import choose_attention
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +21,18 @@ def gemma():
     return load_base("builtin", device, choose_dtype("auto", device))
 
 
+@pytest.fixture(scope="module")
+def gemmas():
+    """Its tokenizer."""
+    return load_tokenizer("builtin")[0]
+
+
 @torch.no_grad()
-def test_the_built_in_model_is_a_language_model_that_knows_paris(gemma):
-    prompt = gemma.tokenizer("Question: What is the capital of France?\nAnswer:").input_ids
-    assert prompt[0] == gemma.tokenizer.bos_token_id
+def test_the_built_in_model_is_a_language_model_that_knows_paris(gemma, gemmas):
+    prompt = gemmas("Question: What is the capital of France?\nAnswer:").input_ids
+    assert prompt[0] == gemmas.bos_token_id
     logits = gemma.model(torch.tensor([prompt])).logits[0, -1]
-    assert gemma.tokenizer.decode(logits.argmax()) == " Paris"
+    assert gemmas.decode(logits.argmax()) == " Paris"
 
 
 def test_the_built_in_model_is_frozen_tied_and_can_be_saved(gemma, tmp_path):
@@ -41,15 +46,15 @@ def test_the_built_in_model_is_frozen_tied_and_can_be_saved(gemma, tmp_path):
     assert "terms" in (folder / "NOTICE").read_text()
 
 
-def test_the_built_in_model_reads_tries_of_the_built_in_questions(gemma):
-    encoding = encode(load_preferences("builtin")[:20], gemma.tokenizer)
+def test_the_built_in_model_reads_tries_of_the_built_in_questions(gemma, gemmas):
+    encoding = encode(load_preferences("builtin")[:20], gemmas)
     assert encoding.boundary_merges == 0 and not encoding.notes
     check = check_sharing(gemma.model, of_all_lengths(encoding.questions))
     assert check.shared, check.reason
 
 
-def test_real_gemma_tokens_decode_back_and_controls_stay_text(gemma):
-    tokenizer = gemma.tokenizer
+def test_real_gemma_tokens_decode_back_and_controls_stay_text(gemmas):
+    tokenizer = gemmas
     q: EncodedQuestion = encode(load_preferences("builtin")[:1], tokenizer).questions[0]
     assert tokenizer.decode(q.prompt).startswith("<bos>Question: ")
     assert all(a[-1] == tokenizer.eos_token_id and a.count(a[-1]) == 1 for a in q.answers)
@@ -61,51 +66,18 @@ def test_a_conversion_leaves_one_whole_folder(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
 
 
-def test_a_folder_is_whole_or_absent(tmp_path):
-    target = tmp_path / "x"
-    with pytest.raises(KeyboardInterrupt), written_whole(target) as new:
-        (new / "half").write_text("...")
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-    for content in ("first", "second"):
-        with written_whole(target) as new:
-            (new / "file").write_text(content)
-    assert (target / "file").read_text() == "second"
-    with pytest.raises(OSError), written_whole(target) as new:
-        raise OSError("disk full")
-    assert (target / "file").read_text() == "second"
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
-
-
-def test_an_interrupt_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
-    target = tmp_path / "x"
-    with written_whole(target) as new:
-        (new / "file").write_text("first")
-    real, calls = os.replace, []
-
-    def interrupted(source, destination):
-        calls.append(source)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        real(source, destination)
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt), written_whole(target) as new:
-        (new / "file").write_text("second")
-    assert (target / "file").read_text() == "first"
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
-
-
 def test_the_default_model_depends_on_gpu_memory_and_token(monkeypatch):
     gpu = torch.device("cuda")
-    assert choose_model(torch.device("cpu"), "token")[0] == "builtin"
+    monkeypatch.setattr("lora.base.loading.get_token", lambda: "token")
+    assert choose_model(torch.device("cpu"))[0] == "builtin"
     for free, token, expected in [
         (20 << 30, "token", "builtin"),
         (40 << 30, None, "builtin"),
         (40 << 30, "token", "google/gemma-2-9b"),
     ]:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, free))
-        name, why = choose_model(gpu, token)
+        monkeypatch.setattr("lora.base.loading.get_token", lambda token=token: token)
+        name, why = choose_model(gpu)
         assert name == expected and why
 
 
@@ -116,22 +88,6 @@ def test_the_dtype_is_bfloat16_where_the_processor_computes_in_it(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c, raising=False)
         assert choose_dtype("auto", cpu) == expected
     assert choose_dtype("float16", cpu) == torch.float16
-
-
-def test_a_weight_is_hashed_in_parts_and_each_part_counts(monkeypatch):
-    weight = torch.arange(1000, dtype=torch.bfloat16)
-    whole = lora.base.fingerprint("", [("w", weight)])
-    monkeypatch.setattr(lora.base, "HASHED_AT_ONCE", 64)
-    assert lora.base.fingerprint("", [("w", weight)]) == whole
-    for place in (0, 31, 32, 500, 999):  # 32 of them are a part
-        changed = weight.clone()
-        changed[place] += 8
-        assert lora.base.fingerprint("", [("w", changed)]) != whole
-    assert (
-        lora.base.fingerprint("", [("v", weight)])
-        != whole
-        != lora.base.fingerprint("a", [("w", weight)])
-    )
 
 
 def test_a_device_that_is_not_there_is_named():
@@ -159,9 +115,9 @@ def test_no_garbage_is_looked_for_in_a_tokenizer():
     assert gc.isenabled()
 
 
-def test_a_tokenizer_of_the_tests_is_like_the_real_one(gemma):
+def test_a_tokenizer_of_the_tests_is_like_the_real_one(gemmas):
     assert small_tokenizer()("a</s>b", split_special_tokens=True).input_ids.count(2) == 0
-    assert gemma.tokenizer("a<eos>b", split_special_tokens=True).input_ids.count(1) == 0
+    assert gemmas("a<eos>b", split_special_tokens=True).input_ids.count(1) == 0
 
 
 def test_attention_is_chosen_by_device_and_soft_capping():

@@ -3,12 +3,18 @@
 import pytest
 import torch
 from conftest import randomise, relative_error, small_model
-from lora.compiling import decoder_layers
 
 from data import build_trie, collate
 from dpo import answer_logps
-from lora import ModelError, adapter_parameters, add_lora, layers_as_asked, layers_checkpointed
-from lora.adapter import train_adapters
+from lora import (
+    ModelError,
+    adapter_parameters,
+    add_lora,
+    decoder_layers,
+    layers_as_asked,
+    layers_checkpointed,
+    train_adapters,
+)
 
 BATCH = collate([build_trie((1, 5, 6, 7, 8, 9), [(10, 11, 12, 2), (10, 13, 2), (14, 2)])])
 

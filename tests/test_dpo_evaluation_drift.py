@@ -6,11 +6,11 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from conftest import TEXT, randomise, small_model, small_tokenizer
-from dpo.drift import Drift, change, kl_to_reference, perplexity, remark
-from dpo.reference import answer_key
 
 from data import EncodedQuestion
-from dpo import drift
+from dpo import Drawing, Drift, Scorer, answer_key, remark
+from dpo.evaluation import drift
+from dpo.evaluation.drift import LONGEST, change, kl_to_reference, perplexity
 from lora import adapters_disabled, add_lora
 
 STOP, PROMPT = 2, (1, 5, 6)
@@ -52,8 +52,8 @@ def test_the_kl_is_that_of_whole_answers(model, monkeypatch):
     whole = sum(math.exp(policy[y]) * (policy[y] - reference[y]) for y in policy)
     mean = 0.0
     for answer, score in policy.items():
-        monkeypatch.setattr(drift, "answers", lambda *_, drawn=answer, **__: [drawn])
-        mean += math.exp(score) * kl_to_reference(model, adapters_disabled, [PROMPT], STOP, 2)[0]
+        monkeypatch.setattr(drift, "answers", lambda *_, drawn=answer: [drawn])
+        mean += math.exp(score) * kl_to_reference(model, adapters_disabled, [PROMPT], STOP)[0]
     assert mean == pytest.approx(whole, rel=1e-4)
     assert whole > 0.1
 
@@ -68,12 +68,15 @@ def test_the_kl_of_one_token_needs_no_luck(model):
             reference = next_logps(model, prompt)
         expected += float((policy.exp() * (policy - reference)).sum()) / 2
     for seed in range(3):
-        found = kl_to_reference(model, adapters_disabled, prompts, STOP, most=1, seed=seed)
+        found = kl_to_reference(model, adapters_disabled, prompts, STOP, Drawing(1, 1.0, seed))
         assert found == pytest.approx((expected, expected), rel=1e-4)
 
 
 def test_without_adapters_nothing_drifts(model):
-    assert kl_to_reference(model, lambda model: nullcontext(), [PROMPT], STOP, 4) == (0, 0)
+    assert kl_to_reference(model, lambda model: nullcontext(), [PROMPT], STOP, Drawing(4, 1.0)) == (
+        0,
+        0,
+    )
 
 
 def test_answers_are_drawn_from_the_policy(model, monkeypatch):
@@ -86,8 +89,8 @@ def test_answers_are_drawn_from_the_policy(model, monkeypatch):
         yield
         inside.pop()
 
-    def watched(*arguments, temperature):
-        assert not inside and temperature == 1.0
+    def watched(model, prompts, stop, drawing):
+        assert not inside and drawing.temperature == 1.0 and drawing.max_tokens == LONGEST
         return [((5,), True)]
 
     monkeypatch.setattr(drift, "answers", watched)
@@ -98,7 +101,7 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
     tokenizer = small_tokenizer()
     model = small_model("llama", vocab_size=len(tokenizer))
     model.lm_head.weight.data.zero_()
-    assert perplexity(model, tokenizer) == pytest.approx(len(tokenizer), rel=1e-5)
+    assert perplexity(Scorer(model), tokenizer) == pytest.approx(len(tokenizer), rel=1e-5)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -114,7 +117,7 @@ def test_perplexity_by_the_models_own_loss(bos, shared):
         with torch.no_grad():
             total += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
         count += ids.shape[1] - 1
-    found = perplexity(model, tokenizer, shared, "\n\n".join(TEXT))
+    found = perplexity(Scorer(model, shared), tokenizer, "\n\n".join(TEXT))
     assert found == pytest.approx(math.exp(total / count), rel=1e-5)
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 import transformers
 from conftest import relative_error, small_model, small_tokenizer
-from lora.quantise import dense_weight
 
 from data import EncodedQuestion
 from dpo import check_sharing, selfcheck
 from lora import adapters_disabled, add_lora, decoder_layers, load_base, merge_lora, merge_rounding
 from lora.adapter import adapter_parameters, train_adapters
+from lora.base.quantise import dense_weight
 from lora.merging import save_merged
 
 TOKENS = torch.arange(1, 13)[None]
@@ -98,7 +98,7 @@ def test_a_merge_is_into_the_dequantised_base_and_saves_a_plain_model(folder, ki
     assert merge_rounding(model, torch.float32).error < 1e-3
     merged = merge_lora(model, torch.float32)
     assert {p.dtype for p in merged.parameters()} == {torch.float32}
-    save_merged(merged, base, tmp_path / "merged")
+    save_merged(merged, small_tokenizer(), tmp_path / "merged")
     assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())
     loaded = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "merged", attn_implementation="eager"

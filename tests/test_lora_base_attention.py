@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 from conftest import ARCHITECTURES, randomise, relative_error, small_model
-from lora.attention import NAME, attend, by_hand, by_heads, by_keys, gradients, is_as_above
 from torch import nn
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from data import build_trie, collate
 from dpo import answer_logps
 from lora import adapter_parameters, add_lora, attention_by_hand, layers_as_asked, train_adapters
+from lora.base.attention import NAME, attend, by_hand, by_heads, by_keys, gradients, is_as_above
 
 TRIES = collate(
     [build_trie((1, 5, 6, 7), [(10, 11, 12, 2), (10, 13, 2)]), build_trie((1, 8), [(9, 2), (4, 2)])]
@@ -145,13 +145,10 @@ def test_other_attention_is_left_as_it_is(architecture):
 
 
 def test_one_wrong_value_shows_in_the_trial(monkeypatch):
-    import lora.attention
-
     module = small_model("gemma2").model.layers[0].self_attn
     assert is_as_above(module)
     monkeypatch.setattr(
-        lora.attention,
-        "attend",
+        "lora.base.attention.attend",
         lambda *given: attend(*given[:5]),  # without the cap
     )
     assert not is_as_above(module)

@@ -1,4 +1,4 @@
-"""`python -m dpo.evaluate`: the figures of a run again, of any model, with the authors' prompt."""
+"""`python -m run evaluate`: the figures of a run again, of any model, with the authors' prompt."""
 
 import json
 
@@ -8,7 +8,7 @@ from conftest import relative_error
 
 from data import load_preferences
 from data.templates import TRUTHFULQA_PROMPT
-from dpo import evaluate
+from run.__main__ import main
 
 TRIVIAL = ["--dtype", "float32", "--device", "cpu"]
 
@@ -22,7 +22,7 @@ def own_cache(private_cache):
 def measured(tmp_path):
     def measured(*argv):
         out = tmp_path / "figures.json"
-        assert evaluate.main([*map(str, argv), *TRIVIAL, "--output", str(out)]) == 0
+        assert main(["evaluate", *map(str, argv), *TRIVIAL, "--output", str(out)]) == 0
         return json.loads(out.read_text())
 
     return measured
@@ -111,6 +111,6 @@ def test_the_authors_prompt_by_hand(measured, model_folder, questions_csv):
     ],
 )
 def test_wrong_arguments_end_with_one_line(argv, complaint, finished, capsys):
-    assert evaluate.main([str(finished) if a == "RUN" else a for a in argv]) == 2
+    assert main(["evaluate", *(str(finished) if a == "RUN" else a for a in argv)]) == 2
     said = capsys.readouterr().err
     assert complaint in said and said.count("\n") == 1

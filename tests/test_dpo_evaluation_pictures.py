@@ -1,7 +1,9 @@
 """The picture of what a run changed: what is drawn is what evaluation.json says."""
 
 import pytest
-from dpo.pictures import CATEGORIES, draw_evaluation, figure, shown_categories
+
+from dpo import evaluation_figure
+from dpo.evaluation.pictures import CATEGORIES, shown_categories
 
 
 def results(categories):
@@ -33,7 +35,7 @@ def test_small_categories_are_one_line_weighted_by_questions():
 
 def test_the_points_and_the_counts_are_those_of_the_results():
     found = results({"Law $5": (3, 0.2, 0.4), "A very long name of a category": (2, 0.5, 0.25)})
-    drawn = figure(found, [-3.0, 1.0, 2.0], [4.0, 5.0, 6.0, 7.0])
+    drawn = evaluation_figure(found, [-3.0, 1.0, 2.0], [4.0, 5.0, 6.0, 7.0])
     left, right = drawn.axes
     before, after = (line.get_xdata() for line in right.lines[:2])
     assert list(before) == [0.5, 0.2] and list(after) == [0.25, 0.4]  # drawn from below
@@ -41,9 +43,3 @@ def test_the_points_and_the_counts_are_those_of_the_results():
     assert names == ["A very long name of a ca… (2)", r"Law \$5 (3)"]
     heights = [patch.get_height() for patch in left.patches if hasattr(patch, "get_height")]
     assert sum(heights) == 3  # the bars; the outline after is one patch
-
-
-def test_equal_margins_are_drawn_too(tmp_path):
-    draw_evaluation(tmp_path, results({}), [0.0, 0.0], [0.0, 0.0])
-    assert (tmp_path / "evaluation.png").read_bytes().startswith(b"\x89PNG")
-    assert [p.name for p in tmp_path.iterdir()] == ["evaluation.png"]

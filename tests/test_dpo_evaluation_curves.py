@@ -1,9 +1,9 @@
 """The picture of a log: its numbers, by hand, and that what is drawn is what was logged."""
 
-import json
-
 import pytest
-from dpo.curves import PANELS, draw_curves, figure, smoothed
+
+from dpo import curves_figure
+from dpo.evaluation.curves import PANELS, smoothed
 
 
 def log(steps):
@@ -20,7 +20,7 @@ def test_the_smoothing_by_hand():
 
 def test_every_metric_is_drawn_as_it_was_logged_and_skipped_steps_are_left_out():
     lines = [*log(range(40)), {"step": 40, "skipped": 1}, *log(range(41, 60))]
-    drawn = figure(lines)
+    drawn = curves_figure(lines)
     steps = [line["step"] for line in lines if "loss" in line]
     for axes, (title, metrics) in zip(drawn.axes, PANELS, strict=True):
         assert axes.get_title() == title
@@ -28,19 +28,3 @@ def test_every_metric_is_drawn_as_it_was_logged_and_skipped_steps_are_left_out()
         for metric in metrics:
             assert tuple(line[metric] for line in lines if "loss" in line) in found
         assert list(axes.lines[0].get_xdata()) == steps
-
-
-def test_the_file_is_a_picture_and_no_log_is_none(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("")
-    draw_curves(tmp_path)
-    assert not (tmp_path / "curves.png").exists()
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in log(range(1))))
-    draw_curves(tmp_path)
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in log(range(9))))
-    before = (tmp_path / "curves.png").read_bytes()
-    draw_curves(tmp_path, at_most_every=30)  # it is young, and stays
-    assert (tmp_path / "curves.png").read_bytes() == before
-    draw_curves(tmp_path)
-    assert (tmp_path / "curves.png").read_bytes() != before
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []

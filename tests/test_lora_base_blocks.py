@@ -3,21 +3,28 @@
 import gc
 from types import SimpleNamespace
 
-import lora.packing
 import pytest
 import torch
 from conftest import randomise, relative_error, small_model
-from lora.compiling import layers_compiled
-from lora.packing import PackedLinear, can_pack
 from torch import nn
 
 from data import build_trie, collate
 from dpo import answer_logps
-from lora import adapter_parameters, add_lora, merge_lora, packed, packed_bytes, train_adapters
+from lora import (
+    adapter_parameters,
+    add_lora,
+    bytes_of_blocks,
+    merge_lora,
+    train_adapters,
+    weights_in_blocks,
+)
+from lora.base import blocks as blocks_of
+from lora.base.blocks import LinearInBlocks, blocks_work
+from lora.base.compiling import layers_compiled
 
 BATCH = collate([build_trie((1, 5, 6, 7), [(10, 11, 12, 2), (10, 13, 2), (14, 2)])])
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="no bfloat16 products in oneDNN here")
+pytestmark = pytest.mark.skipif(not blocks_work(), reason="no bfloat16 products in oneDNN here")
 
 
 def adapted(architecture="gemma2", dtype=torch.bfloat16):
@@ -52,8 +59,8 @@ def test_products_and_gradients_are_those_of_the_weight_as_stored(rows, bias):
     plain = both()
     exact = layer.weight.double()
     truth = x.double() @ exact.T + (layer.bias.double() if bias else 0), dy.double() @ exact
-    with packed(model) as count:
-        assert count == 1 and type(layer) is PackedLinear
+    with weights_in_blocks(model) as count:
+        assert count == 1 and type(layer) is LinearInBlocks
         mine = both()
     for found, stored, true in zip(mine, plain, truth, strict=True):
         error = relative_error(found.double(), true)
@@ -61,19 +68,19 @@ def test_products_and_gradients_are_those_of_the_weight_as_stored(rows, bias):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen2"])
-def test_a_packed_model_has_the_scores_and_gradients_it_had(architecture, monkeypatch):
+def test_a_model_in_blocks_has_the_scores_and_gradients_it_had(architecture, monkeypatch):
     model = adapted(architecture)
     plain, expected = step(model)
     calls = []
-    product = lora.packing._product
+    product = blocks_of._product
 
     def counted(*given):
         calls.append(given)
         return product(*given)
 
-    with packed(model) as count:
+    with weights_in_blocks(model) as count:
         assert count == 4 * 7  # q, k, v, o, gate, up, down of four layers
-        monkeypatch.setattr(lora.packing, "_product", counted)
+        monkeypatch.setattr(blocks_of, "_product", counted)
         logps, found = step(model)
     # Forward all; backward what has an adapter below it, of the first layer's three inputs none.
     assert len(calls) == 2 * count - 3
@@ -87,8 +94,8 @@ def test_a_packed_model_has_the_scores_and_gradients_it_had(architecture, monkey
 def test_the_blocks_take_the_bytes_that_are_planned():
     model = adapted()
     expected = sum(2 * m.weight.nbytes for m in model.model.modules() if type(m) is nn.Linear)
-    assert packed_bytes(model) == packed_bytes(model.to("meta")) == expected > 0
-    assert packed_bytes(adapted(dtype=torch.float32)) == 0
+    assert bytes_of_blocks(model) == bytes_of_blocks(model.to("meta")) == expected > 0
+    assert bytes_of_blocks(adapted(dtype=torch.float32)) == 0
 
 
 class OtherLinear(nn.Linear):
@@ -97,7 +104,7 @@ class OtherLinear(nn.Linear):
 
 def test_elsewhere_layers_stay_as_they_are(monkeypatch):
     def count(model, on=True):
-        with packed(model, on) as found:
+        with weights_in_blocks(model, on) as found:
             return found
 
     assert count(adapted()) == 4 * 7
@@ -107,22 +114,22 @@ def test_elsewhere_layers_stay_as_they_are(monkeypatch):
     model.model.layers[0].mlp.up_proj.__class__ = OtherLinear  # such as a quantised one
     assert count(model) == 4 * 7 - 1
     assert type(model.model.layers[0].mlp.up_proj) is OtherLinear
-    monkeypatch.setattr(lora.packing, "_in_blocks", lambda weight: weight.flip(0))
-    assert not can_pack()
+    monkeypatch.setattr(blocks_of, "_in_blocks", lambda weight: weight.flip(0))
+    assert not blocks_work()
     assert count(adapted()) == 0
 
     def lacking(weight):
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(lora.packing, "_in_blocks", lacking)
-    assert not can_pack()
+    monkeypatch.setattr(blocks_of, "_in_blocks", lacking)
+    assert not blocks_work()
 
 
 def test_a_changed_weight_is_read_as_it_is_stored():
     model = adapted()
     layer = model.model.layers[1].mlp.up_proj
     x = torch.randn(3, 32).bfloat16()
-    with packed(model), torch.no_grad():
+    with weights_in_blocks(model), torch.no_grad():
         layer.weight.mul_(2)
         assert torch.equal(layer(x), x @ layer.weight.T)
         layer.weight.data = torch.zeros_like(layer.weight)
@@ -134,18 +141,18 @@ def test_a_merged_model_multiplies_by_the_merged_weights():
     expected, _ = step(model)
     moved = small_model("gemma2", scale=0.1).bfloat16()
     before = answer_logps(moved, BATCH).detach()
-    with packed(model):
+    with weights_in_blocks(model):
         merged = answer_logps(merge_lora(model), BATCH).detach()
     assert relative_error(merged, expected) < 0.1 * relative_error(before, expected)
 
 
 def test_blocks_go_at_the_end_and_where_something_fails(monkeypatch):
     model = adapted()
-    blocks = lora.packing._blocks
-    with packed(model):
+    blocks = blocks_of._blocks
+    with weights_in_blocks(model):
         assert len(blocks) == 4 * 7
     assert not blocks
-    made, in_blocks = [], lora.packing._in_blocks
+    made, in_blocks = [], blocks_of._in_blocks
 
     def failing(weight):
         if len(made) == 20 and len(weight) != 64:  # not in the trial
@@ -153,26 +160,26 @@ def test_blocks_go_at_the_end_and_where_something_fails(monkeypatch):
         made.append(weight)
         return in_blocks(weight)
 
-    monkeypatch.setattr(lora.packing, "_in_blocks", failing)
-    with pytest.raises(MemoryError), packed(model):
+    monkeypatch.setattr(blocks_of, "_in_blocks", failing)
+    with pytest.raises(MemoryError), weights_in_blocks(model):
         pass
     gc.collect()
     assert not blocks
-    assert not any(type(layer) is PackedLinear for layer in model.modules())
+    assert not any(type(layer) is LinearInBlocks for layer in model.modules())
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_compiled_layers_multiply_by_the_blocks(monkeypatch):
     model = adapted()
     expected = step(model)
-    calls, product = [], lora.packing._product
+    calls, product = [], blocks_of._product
 
     def counted(*given):
         calls.append(given)
         return product(*given)
 
-    monkeypatch.setattr(lora.packing, "_product", counted)
-    with layers_compiled(model, "on", steps=1), packed(model):
+    monkeypatch.setattr(blocks_of, "_product", counted)
+    with layers_compiled(model, "on", steps=1), weights_in_blocks(model):
         found = step(model)
     assert len(calls) >= 2 * 4 * 7 - 3
     assert not torch._dynamo.utils.counters["graph_break"]

@@ -1,7 +1,7 @@
-"""The reference: scored once per distinct answer, kept under a name that changes when it must."""
+"""Scoring: every distinct answer once, whatever the sources, the order and the batches."""
 
-import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,29 +9,33 @@ from conftest import randomise, small_model
 
 from data import EncodedQuestion, Steps, TreeBatch, step_batches
 from dpo import (
+    Budgets,
     OutOfMemory,
+    PairLog,
+    Scorer,
+    StepLog,
+    all_answers,
     answer_key,
     answer_logps,
     dpo_loss,
-    pair_columns,
-    read_cache,
-    score_answers,
+    mean_difference,
     scoring_batches,
     step_metrics,
-    write_cache,
+    trained_answers,
 )
-from lora import adapters_disabled, add_lora, base_fingerprint
+from lora import adapters_disabled, add_lora
 from lora.adapter import train_adapters
 
 QUESTIONS = [
     EncodedQuestion((1, 10 + q), (20, 21, 2), tuple((30 + k, 31 + q, 2) for k in range(1 + q % 3)))
     for q in range(7)
 ]
-WANTED = [(q.prompt, q.answers) for q in QUESTIONS]
+WANTED = [all_answers(q) for q in QUESTIONS]
 
 
 def score_all(model, budget=64, shared=True):
-    return score_answers(model, lambda: WANTED, budget, shared)
+    budgets = Budgets(score=budget) if shared else Budgets(plain=budget)
+    return Scorer(model, shared, budgets).scores("", [WANTED])
 
 
 @torch.no_grad()
@@ -57,9 +61,57 @@ def test_what_is_known_is_not_scored_again():
     assert keys == [next(iter(scores))]
 
 
+def test_several_sources_are_scored_together_and_what_they_share_once():
+    """Questions 0 to 3 with all their answers, 2 to 6 with those of pairs; some are known."""
+    seen = []
+
+    def watch(batches, label, total):
+        seen.append((label, total))
+        for keys, trees in batches:
+            seen.append(keys)
+            yield keys, trees
+
+    questions = [q._replace(correct=((90, 2),)) for q in QUESTIONS]
+    whole = Scorer(small_model()).scores("", [[all_answers(q) for q in questions]])
+    sources = [map(all_answers, questions[:4]), map(trained_answers, questions[2:])]
+    sources = [list(source) for source in sources]
+    wanted = {answer_key(prompt, a) for source in sources for prompt, some in source for a in some}
+    assert wanted < whole.keys()  # not the further correct answers of 4, 5 and 6
+    known = {answer_key(questions[2].prompt, questions[2].chosen): 7.0}
+    found = Scorer(small_model(), watch=watch).scores("Both", sources, known)
+    assert found.keys() == wanted - known.keys()
+    assert found == pytest.approx({key: whole[key] for key in found}, rel=1e-5)
+    (label, total), *batches = seen
+    keys = [key for batch in batches for key in batch]
+    assert label == "Both" and sorted(keys) == sorted(found)
+    assert total == len(keys) + 4 + 2 - 1  # 2 and 3 are counted in both sources, one is known
+
+
+def test_where_memory_runs_out_what_is_scored_already_stays(monkeypatch, capsys):
+    """The second batch is too large; the first one is not scored again."""
+    expected, scored = score_all(small_model()), []
+
+    def starved(model, trees):
+        if trees.tokens.numel() > 16 and scored:
+            raise MemoryError
+        scored.append(trees.answers)
+        return answer_logps(model, trees)
+
+    monkeypatch.setattr("dpo.scoring.answer_logps", starved)
+    assert score_all(small_model(), 32) == pytest.approx(expected, rel=1e-5)
+    assert sum(scored) == len(expected)
+    assert "going on with 16 tokens" in capsys.readouterr().out
+
+
+def test_the_mean_difference_by_hand():
+    """|-4 + 2| / 2 = 1 and |-3 + 6| / 1 = 3, on average 2; what has no length does not count."""
+    first, second = {"a": -4.0, "b": -3.0, "c": 0.0}, {"a": -2.0, "b": -6.0}
+    assert mean_difference(first, second, {"a": 2, "b": 1}) == 2
+
+
 def test_more_questions_than_are_taken_at_once_are_scored_the_same(monkeypatch):
     whole = score_all(small_model())
-    monkeypatch.setattr("dpo.reference.QUESTIONS_AT_ONCE", 2)
+    monkeypatch.setattr("dpo.scoring.QUESTIONS_AT_ONCE", 2)
     batches = list(scoring_batches({}, WANTED * 2, 4096))
     keys = [key for keys, _ in batches for key in keys]
     assert len(batches) == 4 and sorted(keys) == sorted(whole)  # the repeated ones only once
@@ -69,23 +121,24 @@ def test_more_questions_than_are_taken_at_once_are_scored_the_same(monkeypatch):
 def test_where_others_wait_the_batches_are_paced_and_nothing_is_tried_again(monkeypatch):
     paced = []
 
-    def pace(batches):
+    def kept_in_step(batches):
         for batch in batches:
             paced.append(batch)
             yield batch
 
     model = small_model()
-    found = score_answers(model, lambda: WANTED, 16, pace=pace)
+    scorer = Scorer(model, budgets=Budgets(score=16), kept_in_step=kept_in_step)
+    found = scorer.scores("", [WANTED])
     assert found == pytest.approx(score_all(model, 16), rel=1e-5)
     assert len(paced) == len(list(scoring_batches({}, WANTED, 16))) > 1
 
     def starved(*_):
         raise MemoryError
 
-    monkeypatch.setattr("dpo.reference.answer_logps", starved)
+    monkeypatch.setattr("dpo.scoring.answer_logps", starved)
     paced.clear()
     with pytest.raises(OutOfMemory, match="more processes"):
-        score_answers(model, lambda: WANTED, 4096, pace=pace)
+        replace(scorer, budgets=Budgets(score=4096)).scores("", [WANTED])
     assert len(paced) == 1
 
 
@@ -101,40 +154,9 @@ def test_two_reference_passes_are_equal_although_dropout_is_on_in_training():
     assert score_all(model) != score_all(model)  # the policy in training has dropout
 
 
-def test_a_changed_token_weight_or_dtype_misses():
-    model = small_model()
-    name = base_fingerprint(model)
-    assert base_fingerprint(small_model()) == name
-    weight = model.model.layers[3].mlp.down_proj.weight
-    weight.data[5, 7] += 2**-10
-    assert base_fingerprint(model) != name
-    half = small_model()
-    for parameter in half.parameters():
-        parameter.data = parameter.data.bfloat16()
-    assert base_fingerprint(half) != name
-    assert base_fingerprint(small_model(rms_norm_eps=1e-4)) != name
+def test_another_token_has_another_key():
     assert answer_key((1, 2), (3,)) != answer_key((1, 2), (4,))
     assert answer_key((1, 2), (3,)) != answer_key((1,), (2, 3))
-
-
-def test_another_split_seed_learning_rate_or_rank_hits(tmp_path):
-    """Nothing but the base, its dtype and the token ids is in an entry's name."""
-    file = tmp_path / "reference" / "base.json"
-    scores = score_all(small_model())
-    write_cache(file, scores)
-    known = read_cache(file)
-    assert known == scores  # floats survive the file bit for bit
-    assert list(scoring_batches(known, list(reversed(WANTED)), 8)) == []
-    assert [p.name for p in file.parent.iterdir()] == ["base.json"]
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"a": "x"}', '{"a": null}', "null"])
-def test_a_damaged_cache_knows_nothing_and_is_named(tmp_path, text, capsys):
-    file = tmp_path / "base.json"
-    file.write_text(text)
-    assert read_cache(file) == {}
-    assert f"The reference's cache {file} is damaged" in capsys.readouterr().out
-    assert read_cache(tmp_path / "none.json") == {}
 
 
 @pytest.mark.parametrize("shuffle", ["questions", "pairs"])
@@ -145,22 +167,16 @@ def test_at_step_0_of_a_shuffled_run_rewards_are_0_and_the_loss_is_ln_2(shuffle,
     assert len({round(s, 3) for s in scores.values()}) > 10  # misplaced ones would show
     add_lora(model, rank=2, alpha=4)
     pairs = next(Steps([len(q.rejected) for q in QUESTIONS], 8, 1, 3, shuffle).from_step())
-    columns = []
+    logs = []
     for batch in step_batches(QUESTIONS, pairs, budget):
         assert isinstance(batch.trees, TreeBatch)
         logps = answer_logps(model, batch.trees)
         anchors = torch.tensor([scores[answer_key(*ids)] for ids in batch.ids])
         chosen, rejected = batch.chosen, batch.rejected
         result = dpo_loss(logps[chosen], logps[rejected], anchors[chosen], anchors[rejected])
-        columns.append(
-            pair_columns(result, logps[chosen], logps[rejected], batch.weights, batch.questions)
-        )
-    metrics = step_metrics(torch.cat(columns, 1))
+        log = (*result, logps[chosen], logps[rejected], batch.weights, batch.questions)
+        logs.append(StepLog(PairLog(*(column.detach() for column in log))))
+    metrics = step_metrics(StepLog.joined(logs).pairs)
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert metrics["rewards/chosen"] == pytest.approx(0, abs=1e-5)
     assert metrics["rewards/rejected"] == pytest.approx(0, abs=1e-5)
-
-
-def test_cache_files_are_plain_json(tmp_path):
-    write_cache(tmp_path / "x.json", {"k": -1.5})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"k": -1.5}

@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 from conftest import randomise, relative_error, small_model
-from lora.compiling import PAYS_FROM_STEPS, decoder_layers, layers_compiled
 
 import lora
 from data.trees import build_trie, collate
 from dpo import answer_logps
-from lora import ModelError, add_lora
+from lora import ModelError, add_lora, decoder_layers
 from lora.adapter import adapter_parameters
+from lora.base.compiling import PAYS_FROM_STEPS, layers_compiled
 
 
 def gradients(model, tries):

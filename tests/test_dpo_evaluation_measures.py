@@ -1,4 +1,4 @@
-"""MC1, MC2, pair accuracy and the step's metrics, by hand."""
+"""MC1, MC2, pair accuracy and how sure they are, by hand."""
 
 import itertools
 import math
@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from dpo.measures import Beliefs, Metrics, by_category, intervals, mc1, mc2, p_values, pair_margins
 
 from data import EncodedQuestion
-from dpo import DPOLoss, answer_key, measure, measures, pair_columns, schedule_factor, step_metrics
+from dpo import Beliefs, Metrics, answer_key, intervals, measure, pair_margins
+from dpo.evaluation import measures
+from dpo.evaluation.measures import by_category, mc1, mc2, p_values
 
 LN = math.log
 
@@ -101,63 +102,6 @@ def test_p_values_are_the_share_of_sign_flips():
     found = p_values(beliefs([0, 0, 1]), beliefs([1, 2, 0]))
     assert found["mc1"] == pytest.approx(expected, abs=0.02)
     assert p_values(beliefs([0.5, 1]), beliefs([0.5, 1]))["mc1"] == 1
-
-
-def test_step_metrics_average_all_pairs_and_a_tie_is_half():
-    """Micro-batches of 1 and 3 pairs: the mean is over the 4 pairs, not over the 2 batches.
-
-    Pairs 0 and 1 are of question 7, their worst margin 0, a tie; pair 2 of 8, at -4; 3 of 9, at 6.
-    """
-    rows = [(0.1, 1.0, 0.0), (0.2, 2.0, 2.0), (0.3, 0.0, 4.0), (0.6, 5.0, -1.0)]  # loss, r+, r-
-    columns = []
-    for part in (rows[:1], rows[1:]):
-        loss, chosen, rejected = torch.tensor(part).T
-        result, first = DPOLoss(loss, chosen, rejected), len(columns)
-        numbers = torch.tensor([7, 7, 8, 9])[first : first + len(part)]
-        weights = torch.full((len(part),), 1 / 4)
-        columns.append(pair_columns(result, chosen * 10, rejected * 10, weights, numbers))
-    metrics = step_metrics(torch.cat(columns, 1))
-    expected = {
-        "loss": 0.3,
-        "rewards/chosen": 2.0,
-        "rewards/rejected": 1.25,
-        "rewards/accuracies": (1 + 0.5 + 0 + 1) / 4,
-        "rewards/margins": 0.75,
-        "rewards/all_beaten": (0.5 + 0 + 1) / 3,
-        "rewards/worst_margin": (0 - 4 + 6) / 3,
-        "logps/chosen": 20.0,
-        "logps/rejected": 12.5,
-    }
-    assert metrics == pytest.approx(expected)
-
-
-def test_what_float32_rounds_off_the_log_probs_is_no_victory():
-    """Log-probs of -100 are 2^-17 apart at the least; of two, 200 eps = 2.4e-5 may be rounding."""
-    margins = torch.tensor([1e-5, -1e-5, 1e-4, -1e-4])
-    zero, logps = torch.zeros(4), torch.full((4,), -100.0)
-    columns = pair_columns(DPOLoss(zero, margins, zero), logps, logps, zero + 0.25, torch.arange(4))
-    metrics = step_metrics(columns)
-    assert metrics["rewards/accuracies"] == metrics["rewards/all_beaten"] == 0.5
-    for pair, won in enumerate((0.5, 0.5, 1, 0)):
-        assert step_metrics(columns[:, pair : pair + 1])["rewards/accuracies"] == won
-
-
-def test_the_logged_loss_is_the_weighted_one_that_was_minimised():
-    result = DPOLoss(torch.tensor([1.0, 3.0]), torch.zeros(2), torch.zeros(2))
-    columns = pair_columns(
-        result, torch.zeros(2), torch.zeros(2), torch.tensor([0.75, 0.25]), torch.tensor([0, 1])
-    )
-    assert step_metrics(columns)["loss"] == pytest.approx(0.75 + 0.75)
-
-
-def test_the_learning_rate_by_hand():
-    linear = [schedule_factor(s, 6, 2, "linear") for s in range(6)]
-    assert linear == pytest.approx([1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4])
-    cosine = [schedule_factor(s, 6, 2, "cosine") for s in range(6)]
-    root = math.sqrt(0.5)
-    assert cosine == pytest.approx([1 / 3, 2 / 3, 1, (1 + root) / 2, 1 / 2, (1 - root) / 2])
-    assert [schedule_factor(s, 3, 0, "constant") for s in range(3)] == [1, 1, 1]
-    assert schedule_factor(0, 1, 0, "linear") == 1
 
 
 def test_the_margin_of_every_pair_is_chosen_less_rejected():

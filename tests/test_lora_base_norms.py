@@ -5,7 +5,6 @@ import shutil
 import pytest
 import torch
 from conftest import ARCHITECTURES, randomise, relative_error, small_model
-from lora.norms import gain_of, gradient
 from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -13,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from data import build_trie, collate
 from dpo import answer_logps
 from lora import adapter_parameters, add_lora, layers_as_asked, norms_by_hand, train_adapters
+from lora.base.norms import gain_of, gradient
 
 BATCH = collate([build_trie((1, 5, 6, 7), [(10, 11, 12, 2), (10, 13, 2), (14, 2)])])
 

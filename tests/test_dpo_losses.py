@@ -1,0 +1,301 @@
+"""Every loss of the family and every divergence against numbers worked out by hand."""
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+
+from dpo import Loss, dpo_loss
+from dpo.losses import DIVERGENT, FORMULAS, divergence_score
+
+# The family. A pair has c = s+ and r = s-; with beta 1 and answers of one token, m = c - r.
+
+
+def family(name, c, r=0.0, beta=1.0, dtype=torch.float64, lengths=(1, 1), **more):
+    """(loss, d loss/dc, d loss/dr) of one pair."""
+    if name in ("robust", "exo"):
+        more.setdefault("label_smoothing", 0.25)
+    c, r = (torch.tensor([x], dtype=dtype, requires_grad=True) for x in (c, r))
+    zero = torch.zeros(1, dtype=dtype)
+    loss = dpo_loss(
+        c, r, zero, zero, beta, name, chosen_lengths=torch.tensor(lengths[:1]),
+        rejected_lengths=torch.tensor(lengths[1:]), questions=torch.tensor([5]), **more,
+    ).loss  # fmt: skip
+    loss.sum().backward()
+    return loss.item(), c.grad.item(), r.grad.item()
+
+
+LN2, LN3 = math.log(2), math.log(3)
+SURE = 3.0**-20  # sigma(-20 ln 3) / sigma(20 ln 3), the odds that discopop's w gives at m = ln 3
+
+# sigma(ln 3) = 3/4, sigma(-ln 3) = 1/4, softplus(-ln 3) = ln 4/3, softplus(ln 3) = ln 4
+# name: at c = 0, ln 3, -ln 3 (r = 0), slope in c and in r at zero; robust, exo: e = 1/4
+BY_HAND = {
+    "sigmoid": (LN2, math.log(4 / 3), math.log(4), -1 / 2, 1 / 2),
+    "hinge": (1, 0, 1 + LN3, -1, 1),
+    "ipo": (1 / 4, (LN3 - 1 / 2) ** 2, (LN3 + 1 / 2) ** 2, -1, 1),
+    # (3/4 l(m) - 1/4 l(-m)) / (1/2), and its slope (-3/8 - 1/8) / (1/2)
+    "robust": (
+        LN2,
+        1.5 * math.log(4 / 3) - 0.5 * math.log(4),
+        1.5 * math.log(4) - 0.5 * math.log(4 / 3),
+        -1,
+        1,
+    ),
+    # zero: 1/2 ln (1/2 / 3/4) + 1/2 ln (1/2 / 1/4); ln 3 is the very distribution (3/4, 1/4);
+    # its slope sigma' (m + ln e/(1 - e)) = 1/4 (-ln 3)
+    "exo": (math.log(4 / 3) / 2, 0, LN3 / 2, -LN3 / 4, LN3 / 4),
+    "nca": (
+        2 * LN2,
+        math.log(4 / 3) + math.log(4) / 2 + LN2 / 2,
+        math.log(4) + math.log(4 / 3) / 2 + LN2 / 2,
+        -1 / 2 + 1 / 4,
+        1 / 4,
+    ),
+    "bco": (2 * LN2, math.log(4 / 3) + LN2, math.log(4) + LN2, -1 / 2, 1 / 2),
+    "sppo": (1 / 2, (LN3 - 1 / 2) ** 2 + 1 / 4, (LN3 + 1 / 2) ** 2 + 1 / 4, -1, 1),
+    "apo-zero": (1, 1 / 4 + 1 / 2, 3 / 4 + 1 / 2, -1 / 4, 1 / 4),
+    "apo-down": (1, 3 / 4 + 1 / 4, 1 / 4 + 3 / 4, 1 / 4 - 1 / 4, 1 / 4),
+    # w = sigma(20 m): 1/2; 1 / (1 + 3^-20); 3^-20 / (1 + 3^-20). Its slope at zero is 20/4 = 5:
+    # -5 ln 2 - 1/2 1/2 + 5 - 1/2
+    "discopop": (
+        LN2 / 2 + 1 / 2,
+        (SURE * math.log(4 / 3) + 1 / 3) / (1 + SURE),
+        (math.log(4) + SURE * 3) / (1 + SURE),
+        4.25 - 5 * LN2,
+        5 * LN2 - 4.25,
+    ),
+    "sigmoid-norm": (LN2, math.log(4 / 3), math.log(4), -1 / 2, 1 / 2),
+    "group": (LN2, math.log(4 / 3), math.log(4), -1 / 2, 1 / 2),
+}
+
+
+def test_every_loss_of_the_family_has_its_numbers_here():
+    assert set(BY_HAND) == {"sigmoid", *FORMULAS} == set(get_args(Loss))
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_values_at_0_and_ln_3_and_slopes_at_0_by_hand(name):
+    at_zero, at_plus, at_minus, slope_c, slope_r = BY_HAND[name]
+    assert family(name, 0.0) == pytest.approx((at_zero, slope_c, slope_r), abs=1e-12)
+    assert family(name, LN3)[0] == pytest.approx(at_plus, abs=1e-12)
+    assert family(name, -LN3)[0] == pytest.approx(at_minus, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(set(BY_HAND) - {"ipo", "sppo"}))
+def test_beta_scales_the_log_ratios(name):
+    assert family(name, 2 * LN3, -LN3, 0.5)[0] == pytest.approx(family(name, LN3, -LN3 / 2)[0])
+
+
+def test_beta_sets_the_target_of_ipo_and_sppo_by_hand():
+    """beta = 1/4: 1/(2 beta) = 2. ipo: (3 - (-1) - 2)^2; sppo: (3 - 2)^2 + (-1 + 2)^2."""
+    assert family("ipo", 3.0, -1.0, 0.25)[0] == pytest.approx((4 - 2) ** 2)
+    assert family("sppo", 3.0, -1.0, 0.25)[0] == pytest.approx(1 + 1)
+
+
+def test_lengths_divide_the_sums_of_ipo_and_sigmoid_norm_by_hand():
+    """c = 6 over 3 tokens, r = 4 over 4: 2 - 1 = 1. The others do not look at lengths."""
+    assert family("ipo", 6.0, 4.0, lengths=(3, 4))[0] == pytest.approx((1 - 1 / 2) ** 2)
+    normed = family("sigmoid-norm", 3 * LN3 + 3, 4.0, lengths=(3, 4))[0]
+    assert normed == pytest.approx(math.log(4 / 3))
+    for name in set(BY_HAND) - {"ipo", "sigmoid-norm"}:
+        assert family(name, 1.0, 2.0, lengths=(3, 4)) == family(name, 1.0, 2.0)
+
+
+def test_apo_down_by_hand_where_it_differs_from_apo_zero():
+    """c = 0, r = -ln 3: sigma(0) + 1 - sigma(ln 3) = 1/2 + 1/4."""
+    assert family("apo-down", 0.0, -LN3)[0] == pytest.approx(3 / 4)
+    assert family("apo-zero", 0.0, -LN3)[0] == pytest.approx(1 / 2 + 1 / 4)
+    assert family("apo-down", LN3, 0.0)[0] != pytest.approx(family("apo-zero", LN3, 0.0)[0])
+
+
+def test_label_smoothing_of_zero_is_the_loss_without_it():
+    assert family("robust", 1.3, label_smoothing=0.0)[0] == pytest.approx(family("sigmoid", 1.3)[0])
+    assert family("sigmoid", 1.3, label_smoothing=0.0) == family("sigmoid", 1.3)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_which_losses_see_the_margin_alone(name):
+    """Shifting both answers changes nothing for those that compare them, and for others it does."""
+    shifted, still = family(name, 1.5, 0.5)[0], family(name, 1.0, 0.0)[0]
+    looks_at_each = name in ("nca", "bco", "sppo", "apo-zero", "apo-down")
+    assert (shifted != pytest.approx(still)) == looks_at_each
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_which_losses_treat_both_answers_alike(name):
+    """Exchanging (c, r) for (-r, -c): chosen up as much as rejected down."""
+    alike = family(name, 1.0, 0.25)[0] == pytest.approx(family(name, -0.25, -1.0)[0])
+    assert alike == (name not in ("nca", "apo-down"))
+
+
+@pytest.mark.parametrize("name", sorted({"sigmoid", "group", "sigmoid-norm", "robust"}))
+def test_the_logistic_ones_differ_by_the_margin_when_the_label_is_flipped(name):
+    """softplus(-m) - softplus(m) = -m; robust divides it by 1 - 2 e = 1/2."""
+    flipped = family(name, 0.7)[0] - family(name, -0.7)[0]
+    assert flipped == pytest.approx(-0.7 * (2 if name == "robust" else 1))
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("c", [1e6, -1e6, 1e4, -1e4])
+def test_every_loss_and_its_gradient_are_finite_at_any_margin(name, dtype, c):
+    assert all(map(math.isfinite, family(name, c, dtype=dtype)))
+    assert all(map(math.isfinite, family(name, 0.0, c, dtype=dtype)))
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_every_loss_keeps_the_dtype_and_gives_a_number_a_pair(name, dtype):
+    e = 0.25 if name in ("robust", "exo") else 0.0
+    ones = torch.ones(3, dtype=dtype)
+    result = dpo_loss(
+        ones, -ones, ones, ones, loss=name, label_smoothing=e, chosen_lengths=torch.ones(3),
+        rejected_lengths=torch.ones(3), questions=torch.arange(3),
+    )  # fmt: skip
+    assert result.loss.shape == (3,) and result.chosen_rewards.dtype == dtype
+    assert result.loss.dtype == dtype or name in ("ipo", "sigmoid-norm")  # lengths are wider
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_every_gradient_by_finite_differences(name):
+    torch.manual_seed(0)
+    scores = [torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    lengths = torch.tensor([1.0, 2, 3, 4, 5, 6], dtype=torch.float64)
+    more = {"label_smoothing": 0.1} if name in ("robust", "exo") else {}
+
+    def loss(c, r):
+        return dpo_loss(
+            c, r, torch.zeros_like(c), torch.zeros_like(c), 0.7, name, chosen_lengths=lengths,
+            rejected_lengths=lengths.flip(0), questions=torch.tensor([0, 1, 0, 2, 1, 0]), **more,
+        ).loss  # fmt: skip
+
+    assert torch.autograd.gradcheck(loss, scores)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_only_policy_against_reference_counts(name):
+    """Adding to both sides of a log-ratio changes nothing, whatever the loss."""
+    torch.manual_seed(0)
+    pc, pr, rc, rr = torch.randn(4, 5, dtype=torch.float64)
+    more = {
+        "loss": name, "label_smoothing": 0.1 if name in ("robust", "exo") else 0.0,
+        "chosen_lengths": torch.ones(5), "rejected_lengths": torch.ones(5),
+        "questions": torch.zeros(5),
+    }  # fmt: skip
+    loss = dpo_loss(pc, pr, rc, rr, **more).loss
+    torch.testing.assert_close(dpo_loss(pc + 7, pr - 3, rc + 7, rr - 3, **more).loss, loss)
+
+
+# A whole question
+
+
+def group_loss(c, rs, beta=1.0):
+    """By enumeration of the K + 1 answers."""
+    powers = [math.exp(beta * x) for x in (c, *rs)]
+    return -math.log(powers[0] / sum(powers))
+
+
+def test_the_group_loss_by_hand():
+    """c = ln 6, r = 0, ln 2, ln 3: 6 / (6 + 1 + 2 + 3) = 1/2."""
+    rs = torch.tensor([0.0, LN2, LN3])
+    c = torch.full((3,), math.log(6))
+    zero, one = torch.zeros(3), torch.zeros(3, dtype=torch.long)
+    loss = dpo_loss(c, rs, zero, zero, 1.0, "group", questions=one).loss
+    assert loss.tolist() == pytest.approx([LN2] * 3)  # each pair carries its question's loss
+
+
+def test_the_group_loss_and_its_gradient_against_enumeration():
+    """d loss/dc = -beta (1 - p), d loss/dr_k = beta p_k, p the softmax over the K + 1 answers."""
+    torch.manual_seed(0)
+    beta, questions = 0.3, torch.tensor([7, 3, 7, 7, 3, 9])
+    chosen = {7: 1.2, 3: -4.0, 9: 0.0}
+    c = torch.tensor([chosen[int(q)] for q in questions], dtype=torch.float64, requires_grad=True)
+    r = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(6, dtype=torch.float64)
+    loss = dpo_loss(c, r, zero, zero, beta, "group", questions=questions).loss
+    counts = torch.tensor([3, 2, 3, 3, 2, 1])
+    (loss / counts).sum().backward()  # every question weighs 1
+    for q, value in chosen.items():
+        mine = (questions == q).nonzero().flatten()
+        rs = r[mine].tolist()
+        assert loss[mine].tolist() == pytest.approx([group_loss(value, rs, beta)] * len(rs))
+        powers = [math.exp(beta * x) for x in (value, *rs)]
+        shares = [p / sum(powers) for p in powers]
+        assert c.grad[mine].sum().item() == pytest.approx(-beta * (1 - shares[0]))
+        assert r.grad[mine].tolist() == pytest.approx([beta * p for p in shares[1:]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_with_one_rejected_answer_the_group_loss_is_sigmoid_dpo_bit_for_bit(dtype):
+    torch.manual_seed(0)
+    scores = torch.randn(4, 1000, dtype=dtype) * 50
+    sigmoid = dpo_loss(*scores, loss="sigmoid").loss
+    assert torch.equal(dpo_loss(*scores, loss="group", questions=torch.arange(1000)).loss, sigmoid)
+    # numbered in another order, a pair may meet another lane of the processor's softplus
+    mixed = dpo_loss(*scores, loss="group", questions=torch.randperm(1000)).loss
+    torch.testing.assert_close(mixed, sigmoid, rtol=1e-6, atol=0)
+
+
+# Other divergences
+
+
+@pytest.mark.parametrize(
+    "name, s, score",
+    [
+        ("reverse-kl", 1.7, 1.7),
+        ("forward-kl", LN2, 1 - 1 / 2),
+        ("js", LN3, math.log(2 * 3 / 4)),  # ln 2t/(1 + t)
+        ("alpha", math.log(4), (1 - 4**-0.5) / 0.5),
+    ],
+)
+def test_the_scores_of_the_divergences_by_hand(name, s, score):
+    assert divergence_score(torch.tensor(s), name).item() == pytest.approx(score)
+    assert divergence_score(torch.tensor(0.0), name).item() == pytest.approx(0, abs=1e-7)
+
+
+ALPHA = 0.3
+GENERATORS = {  # f of D_f(pi, pi_ref) = E_ref f(pi / pi_ref), f-DPO's table 1
+    "reverse-kl": lambda u: u * u.log(),
+    "forward-kl": lambda u: -u.log(),
+    "js": lambda u: u * u.log() - (u + 1) * ((u + 1) / 2).log(),
+    "alpha": lambda u: (u ** (1 - ALPHA) - (1 - ALPHA) * u - ALPHA) / (ALPHA * (ALPHA - 1)),
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_divergence_scores_by_the_slope_of_its_generator(name):
+    u = torch.tensor([0.2, 0.9, 1.0, 3.0], dtype=torch.float64, requires_grad=True)
+    GENERATORS[name](u).sum().backward()
+    slope = u.grad - u.grad[2]  # shifted so that pi = pi_ref scores 0
+    scores = divergence_score(u.detach().log(), name, ALPHA)
+    torch.testing.assert_close(scores, slope)
+
+
+def test_alpha_lies_between_the_two_kl_divergences():
+    s = torch.tensor([-1.5, 0.5, 2.0], dtype=torch.float64)
+    near_zero, near_one = (divergence_score(s, "alpha", a) for a in (1e-6, 1 - 1e-6))
+    torch.testing.assert_close(near_zero, divergence_score(s, "reverse-kl"), atol=1e-5, rtol=0)
+    torch.testing.assert_close(near_one, divergence_score(s, "forward-kl"), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("divergence", ["forward-kl", "js", "alpha"])
+@pytest.mark.parametrize("name", DIVERGENT)
+def test_divergences_stay_finite_and_start_where_the_reverse_kl_does(name, divergence):
+    """At pi = pi_ref the slope of f' is f''(1): 1, and 1/2 for Jensen-Shannon's."""
+    value, *slopes = family(name, 0.0)
+    curvature = 1 / 2 if divergence == "js" else 1
+    expected = (value, *(curvature * slope for slope in slopes))
+    assert family(name, 0.0, divergence=divergence) == pytest.approx(expected)
+    for c in (1e6, -1e6):
+        found = family(name, c, dtype=torch.float32, divergence=divergence)
+        assert all(map(math.isfinite, found))
+
+
+def test_an_sft_term_adds_the_chosen_answers_negative_log_prob_per_token_by_hand():
+    """log pi(y+) = -6 over 3 tokens, weight 1/2: + 1/2 6/3 = 1, its slope -1/2 / 3."""
+    with_term = family("sigmoid", -6.0, -6.0, lengths=(3, 1), sft_weight=0.5)
+    without = family("sigmoid", -6.0, -6.0)
+    assert with_term[0] == pytest.approx(without[0] + 1)
+    assert with_term[1] == pytest.approx(without[1] - 1 / 6) and with_term[2] == without[2]

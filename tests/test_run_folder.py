@@ -1,0 +1,30 @@
+"""What is drawn into a run's folder: whole pictures, and none of nothing."""
+
+import json
+
+from test_dpo_evaluation_curves import log
+from test_dpo_evaluation_pictures import results
+
+from run.folder import draw_curves, draw_evaluation
+
+
+def test_the_file_is_a_picture_and_no_log_is_none(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    draw_curves(tmp_path)
+    assert not (tmp_path / "curves.png").exists()
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in log(range(1))))
+    draw_curves(tmp_path)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in log(range(9))))
+    before = (tmp_path / "curves.png").read_bytes()
+    draw_curves(tmp_path, at_most_every=30)  # it is young, and stays
+    assert (tmp_path / "curves.png").read_bytes() == before
+    draw_curves(tmp_path)
+    assert (tmp_path / "curves.png").read_bytes() != before
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_equal_margins_are_drawn_too(tmp_path):
+    draw_evaluation(tmp_path, results({}), [0.0, 0.0], [0.0, 0.0])
+    assert (tmp_path / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    assert [p.name for p in tmp_path.iterdir()] == ["evaluation.png"]
