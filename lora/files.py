@@ -19,12 +19,12 @@ def whole(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
-    new, old = scratch / path.name, scratch / "old"
+    new, old = scratch / path.name, scratch / f"{path.name}.old"
     try:
         yield new
         for written in (*new.rglob("*"), new):
             _flush(written)
-        if path.is_dir():  # a folder does not replace one that holds something
+        if path.is_dir() or (new.is_dir() and path.exists()):  # nothing replaces those in one step
             os.replace(path, old)
         os.replace(new, path)
         _flush(path.parent)

@@ -1,9 +1,9 @@
 """Checkpoints: all that a run needs to go on, bit for bit, as if it had never stopped.
 
 RUN/checkpoints/step-00000050/ has `state.safetensors` (adapter, optimizer, random states) and
-`state.json` (the step, settings, hashes, counts, and the other file's digest). A folder is written
-beside, flushed to disk and renamed, so that whatever has the name is complete; a disk that damages
-it later is found out by the digest.
+`state.json` (the step, settings, hashes, counts, and the digest of what both files say). A folder
+is written beside, flushed to disk and renamed, so that whatever has the name is complete; a disk
+that damages it later is found out by the digest.
 """
 
 import hashlib
@@ -90,10 +90,10 @@ def save(run: Path, point: Checkpoint, keep: int, log: TextIO) -> None:
     tensors = {name: t.cpu().contiguous() for name, t in named.items() if isinstance(t, Tensor)}
     content = safetensors.torch.save(tensors)
     facts = {
-        "format": FORMAT, "step": point.step, "sha256": hashlib.sha256(content).hexdigest(),
-        **point.facts, "structure": treespec_dumps(structure),
+        "format": FORMAT, "step": point.step, **point.facts, "structure": treespec_dumps(structure),
         "parts": {name: None if name in tensors else leaf for name, leaf in named.items()},
     }  # fmt: skip
+    facts["sha256"] = _digest(content, facts)
     os.fsync(log.fileno())
     if not os.fstat(log.fileno()).st_nlink:  # written to, and in no folder any more
         raise FileNotFoundError(2, "the run's folder is gone", str(run))
@@ -122,8 +122,8 @@ def load(path: Path) -> Checkpoint:
         content = (path / TENSORS).read_bytes()
         if facts["format"] != FORMAT:
             raise ValueError(f"its format is {facts['format']}, and this program reads {FORMAT}")
-        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
-            raise ValueError(f"{TENSORS} is not what was written")
+        if _digest(content, facts) != facts["sha256"]:
+            raise ValueError("it is not what was written")
         step, settings = facts["step"], facts["config"]
         if type(step) is not int or step < 0 or not isinstance(settings, dict):
             raise ValueError(f"{FACTS} has no valid step or settings")
@@ -133,6 +133,12 @@ def load(path: Path) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UsageError(f"the checkpoint {path} cannot be used: {what}") from error
+
+
+def _digest(content: bytes, facts: Mapping[str, Any]) -> str:
+    """Name all that a checkpoint says: the tensors' file, and the facts but for this digest."""
+    rest = json.dumps({name: fact for name, fact in facts.items() if name != "sha256"})
+    return hashlib.sha256(content + rest.encode()).hexdigest()
 
 
 def newest(run: Path) -> Checkpoint | None:

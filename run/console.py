@@ -43,14 +43,8 @@ class Progress:
         self.started = self.printed = time.monotonic()
         self.bar, self.values = None, list[float]()
         if sys.stdout.isatty():
-            self.bar = tqdm(
-                total=total,
-                initial=done,
-                desc=label,
-                unit=f" {unit}",
-                file=sys.stdout,
-                dynamic_ncols=True,
-            )
+            how: Any = {"desc": label, "unit": f" {unit}", "dynamic_ncols": True}
+            self.bar = tqdm(total=total, initial=done, file=sys.stdout, **how)
 
     def advance(self, count: int, note: str = "", value: float | None = None) -> None:
         """Add `count` units, with a few words on how it goes and a value to watch the course of."""
@@ -68,11 +62,8 @@ class Progress:
             of = left = ""
             if self.total is not None:
                 of, left = f"/{self.total}", f", {(self.total - self.done) / rate:.0f} s left"
-            print(
-                f"{self.label}: {self.done}{of} {self.unit}, {rate:.1f} a second{left}"
-                f"{', ' + note if note else ''}",
-                flush=True,
-            )
+            said = f"{self.label}: {self.done}{of} {self.unit}, {rate:.1f} a second{left}"
+            print(", ".join(filter(None, (said, note))), flush=True)
 
     def close(self) -> None:
         """Leave the finished bar standing."""

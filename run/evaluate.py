@@ -77,11 +77,10 @@ def _asked_for(args: argparse.Namespace) -> tuple[Config, str | Path | None, boo
     Raises:
         UsageError: a flag does not fit.
     """
-    target = Path(args.target)
-    finished = (target / "config.yaml").is_file()
-    run = inputs.finished_run(target) if finished else None
-    config, adapter = (run.config, args.adapter or run.adapter) if run else (None, args.adapter)
-    config = config or Config(model=args.target)
+    config, adapter, target = Config(model=args.target), args.adapter, Path(args.target)
+    if finished := (target / "config.yaml").is_file():
+        run = inputs.finished_run(target)
+        config, adapter = run.config, args.adapter or run.adapter
     given = {name: getattr(args, name) for name in ("data", "columns", "dtype", "device")}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value}
     own = finished and not args.data

@@ -40,9 +40,12 @@ def command(argv: list[str]) -> None:
     output = Path(args.output)
     if output.exists():
         raise UsageError(f"--output {output} exists; name another or remove it first")
-    adapter, base, quantise = saved_base(Path(args.adapter))
-    if args.base == "original":
-        quantise = "none"
+    folder = Path(args.adapter)
+    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    base = lora.base_of(adapter)
+    quantise: Quantise = "none"
+    if args.base == "dequantized" and (folder / "config.yaml").is_file():
+        quantise = parse(["--config", str(folder / "config.yaml")]).quantize
     dtype = getattr(torch, args.merge_dtype) if args.merge_dtype else None
     rounding, difference = merge_from_files(base, adapter, output, dtype, quantise)
     print(
@@ -126,9 +129,10 @@ def merge_from_files(
         cpu, stored = torch.device("cpu"), lora.stored_dtype(merged)
         tokenizer, _ = lora.load_tokenizer(str(base))
         texts = [tuple(tokenizer(prompt).input_ids) for prompt in PROMPTS]
+        # Every token is an answer of its own, so that no two differences cancel.
+        tokens = [(ids[:i], [ids[i : i + 1]]) for ids in texts for i in range(1, len(ids))]
         whole = lora.load_base(str(base), cpu, lora.stored_dtype(base), quantise=quantise)
-        # Behind its first token each text is one answer, read by the model's own plain forward.
-        policy = Policy.scored(whole, adapter, [(ids[:1], [ids[1:]]) for ids in texts], False)
+        policy = Policy.scored(whole, adapter, tokens, shared=False)
         if quantise != "none":  # whose layers compute in bfloat16
             policy = policy._replace(dtype=torch.bfloat16)
         del whole
@@ -153,18 +157,3 @@ def write_merged(
     rounding = lora.merge_rounding(model, stored)
     lora.save_merged(lora.merge_lora(model, stored), tokenizer, run / "merged")
     return rounding
-
-
-def saved_base(folder: Path) -> tuple[Path, Path, Quantise]:
-    """Return an adapter's folder, its base's, and how training had quantised the base.
-
-    `folder` is a run's, or the adapter's own.
-
-    Raises:
-        ModelError: there is no adapter, or it names no base model.
-    """
-    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
-    base = lora.base_of(adapter)
-    settings = folder / "config.yaml"
-    quantise = parse(["--config", str(settings)]).quantize if settings.is_file() else "none"
-    return adapter, base, quantise

@@ -114,8 +114,11 @@ def publish(
             **_folder(Path(scratch) if adapter_only else merged),
             **_folder(run.adapter, "" if adapter_only else "adapter/"),
         }
-        name = "adapter_config.json" if adapter_only else "adapter/adapter_config.json"
-        files[name] = _portable(run.adapter / "adapter_config.json", run.config.model)
+        # An adapter names its base for others, not by a folder here.
+        model, name = run.config.model, "adapter_config.json"
+        config = json.loads((run.adapter / name).read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = card.base_on_hub(model) or card.public_name(model)
+        files[name if adapter_only else f"adapter/{name}"] = json.dumps(config, indent=2).encode()
         size = sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files.values())
         print(f"Publishing {len(files)} files, {size / 2**20:.1f} MiB, to {repo} ...", flush=True)
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
@@ -167,13 +170,6 @@ def checked(run: FinishedRun, merged: Path | None) -> tuple[Check, Any]:
 
 def _folder(folder: Path, prefix: str = "") -> dict[str, Path | bytes]:
     return {prefix + path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-def _portable(file: Path, model: str) -> bytes:
-    """Return an adapter's configuration that names its base for others, not by a folder here."""
-    config = json.loads(file.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = card.base_on_hub(model) or card.public_name(model)
-    return (json.dumps(config, indent=2) + "\n").encode()
 
 
 def _explained(error: Exception, repo: str, again: str) -> Exception:

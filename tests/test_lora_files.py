@@ -99,3 +99,13 @@ def test_a_text_is_replaced_in_one_step(tmp_path):
         write_text(tmp_path / "x.json", text)
         assert (tmp_path / "x.json").read_text(encoding="utf-8") == text
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("name", ["model", "old"])
+def test_a_folder_takes_the_place_of_a_file_and_of_a_folder_whatever_its_name(tmp_path, name):
+    (tmp_path / name).write_text("a file")
+    for content in ("first", "second"):
+        with whole_folder(tmp_path / name) as new:
+            (new / "content").write_text(content)
+        assert (tmp_path / name / "content").read_text() == content
+    assert [path.name for path in tmp_path.iterdir()] == [name]

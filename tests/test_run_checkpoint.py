@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, small_model
+from conftest import ROOT, python_process, small_model
 from safetensors.torch import load_file
 
 import data
@@ -244,8 +244,8 @@ def test_a_checkpoint_cut_or_changed_anywhere_is_passed_over_for_the_one_before(
                 (newest / name).write_bytes(damaged)
                 found = checkpoint.newest(folder)
                 harmless = name == "state.json" and found.path == newest
-                if harmless:  # a changed digit of a number that only counts seconds
-                    json.loads(damaged)
+                if harmless:  # the last digit of a number, which is read as the same one
+                    assert json.loads(damaged) == json.loads(whole)
                     continue
                 assert found.path == before
                 passed += 1
@@ -258,6 +258,33 @@ def test_a_checkpoint_cut_or_changed_anywhere_is_passed_over_for_the_one_before(
         checkpoint.newest(folder)
     with pytest.raises(UsageError, match="step-00000006 cannot be used"):
         checkpoint.find(str(before), folder)
+
+
+def test_a_checkpoint_of_an_older_format_is_refused_by_its_number(run):
+    folder = run("out", epochs=1)
+    for path in checkpoint.saved(folder):
+        facts = json.loads((path / checkpoint.FACTS).read_text())
+        (path / checkpoint.FACTS).write_text(json.dumps(facts | {"format": 2}))
+    said = r"step-00000002 cannot be used: its format is 2, and this program reads 3"
+    with pytest.raises(UsageError, match=said):
+        run("out", resume="", epochs=1)
+
+
+def test_what_a_killed_write_left_is_removed_when_the_folder_is_claimed_again(tmp_path):
+    """A process that is killed within `whole` leaves its hidden folder, whatever is in it."""
+    code = (
+        "import os, signal; from pathlib import Path; from lora.files import whole, whole_folder\n"
+        "with whole(Path('run/README.md')) as file, whole_folder(Path('run/merged')) as folder:\n"
+        "    file.write_text('half'); (folder / 'model.safetensors').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert python_process(tmp_path, ["-c", code]).returncode == -signal.SIGKILL
+    run = tmp_path / "run"
+    (run / "config.yaml").write_text("rank: 8\n")
+    (run / ".mine").write_text("kept")
+    assert len(list(run.glob(".*.part"))) == 2
+    with claimed(str(run), resume=True):
+        assert sorted(os.listdir(run)) == [".mine", "config.yaml"]
 
 
 def test_a_folder_in_use_is_refused_and_a_dead_process_holds_no_lock(tmp_path):

@@ -1,11 +1,10 @@
-"""What is drawn into a run's folder: whole pictures, and none of nothing."""
+"""What is drawn into a run's folder: a whole picture, now and then, and none of nothing."""
 
 import json
 
 from test_dpo_evaluation_curves import log
-from test_dpo_evaluation_pictures import results
 
-from run.folder import draw_curves, draw_evaluation
+from run.folder import draw_curves
 
 
 def test_the_file_is_a_picture_and_no_log_is_none(tmp_path):
@@ -22,9 +21,3 @@ def test_the_file_is_a_picture_and_no_log_is_none(tmp_path):
     draw_curves(tmp_path)
     assert (tmp_path / "curves.png").read_bytes() != before
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-
-
-def test_equal_margins_are_drawn_too(tmp_path):
-    draw_evaluation(tmp_path, results({}), [0.0, 0.0], [0.0, 0.0])
-    assert (tmp_path / "evaluation.png").read_bytes().startswith(b"\x89PNG")
-    assert [p.name for p in tmp_path.iterdir()] == ["evaluation.png"]

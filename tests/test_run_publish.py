@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import train
 from data import load_preferences
-from lora import ModelError, allowed_difference
+from lora import ModelError
 from run import inputs, publish
 from run.__main__ import main
 
@@ -85,9 +85,7 @@ def test_everything_arrives_in_one_commit_and_loads_elsewhere(finished, here, ac
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     run = inputs.finished_run(finished)
-    (question,) = inputs.read_questions(
-        run.config, *inputs.load_tokenizer(run.config)
-    ).held_out
+    (question,) = inputs.read_questions(run.config, *inputs.load_tokenizer(run.config)).held_out
     (asked,) = (
         p
         for p in load_preferences(run.config.data)
