@@ -126,8 +126,8 @@ def micro_batches(questions: Sequence[Sequence[Trie]], token_budget: int) -> Ite
     """Yield indices of questions, longest first, whose fed tokens fit `token_budget` together.
 
     A question's tries stay together, since its pairs compare their answers; one larger than the
-    budget goes alone. Like lengths meet, which keeps padding small. Gradients do not depend on
-    this plan: it only bounds the memory.
+    budget goes alone. Like lengths meet, which keeps padding small. The plan bounds the memory. It
+    changes no gradient but by the masks that dropout then draws.
     """
     sizes = [sum(len(trie.tokens) for trie in tries) for tries in questions]
     group: list[int] = []

@@ -80,14 +80,8 @@ def recognise(names: Sequence[str], given: str | None = None, source: str = "") 
 
 def late_column(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
     """Return a column of this row that the first rows lack, if its name says what it holds."""
-    return next(
-        (
-            n
-            for n in row
-            if n not in names and any(_plainly(n) in known for known in NAMES.values())
-        ),
-        None,
-    )
+    known = {alias for aliases in NAMES.values() for alias in aliases}
+    return next((n for n in row if n not in names and _plainly(n) in known), None)
 
 
 def _plainly(name: str) -> str:

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
@@ -32,11 +32,7 @@ class Table(Sequence[Item], Generic[Item]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, i: int) -> Item: ...
-    @overload
-    def __getitem__(self, i: slice) -> Self: ...
-    def __getitem__(self, i: int | slice) -> Item | Self:
+    def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return type(self)(self.dataset, self.read, self.rows[i])
         return self.read(self.dataset[int(self.rows[i])])

@@ -9,12 +9,13 @@ Nodes are stored depth-first, which makes a subtree a contiguous range:
     token:    Q    :    a    b    c          answers = (a b .), (a .), (c d)
     ends:     5    5    4    4    5          node j is an ancestor of i  <=>  j <= i < ends[j]
 
-Every answer token is an *edge* (from the node that predicts it to the token predicted). The last
-token of a branch (`.`, `.` and `d` above) is predicted but never fed: nothing follows it. Edges of
-one node are *siblings*: they are read off the same logits (`a` and `c` above, and `b` and `.`).
+A node is a token that is fed to the model. Every token of an answer is an *edge*: it leads from the
+node that predicts it to the token predicted. The last token of a branch (`.`, `.` and `d` above) is
+predicted but never fed, since nothing follows it. Edges of one node are *siblings*, which are read
+off the same logits: above, `a` and `c` behind `:`, and `b` and `.` behind `a`.
 
-Shape legend: B rows, L tokens in a row, D nodes that predict, E scored edges, S ordered pairs of
-siblings, A answers, N edges summed over answers.
+Shape legend: B rows, L tokens in a row, D nodes that predict, E edges, S ordered pairs of siblings,
+A answers, N tokens of all answers, where a shared one counts once for each answer.
 """
 
 import itertools
@@ -45,19 +46,21 @@ class TreeBatch(NamedTuple):
 
     tokens: Tensor  # (B, L) int64, 0 where padded
     positions: Tensor  # (B, L) int64, the depth in the own trie
-    ends: Tensor  # (B, L) int64, column one past the node's subtree; j + 1 for a padding column j
-    nodes: Tensor  # (D,) int64 into the B * L flattened nodes, those that predict, each once
+    ends: (
+        Tensor  # (B, L) int64, the column behind the node's subtree; j + 1 where column j is padded
+    )
+    nodes: Tensor  # (D,) int64, the nodes that predict, each once, as places among B * L
     edge_node: Tensor  # (E,) int64 into `nodes`
     edge_token: Tensor  # (E,) int64
     siblings: Tensor  # (2, S) int64, an edge and another edge of its node
     path_edges: Tensor  # (N,) int64, the edges of every answer, one answer after the other
     path_answers: Tensor  # (N,) int64, the answer each of them belongs to
     answers: int  # A
-    shared: bool  # False: a row is one answer alone, and a model needs no tree mask to read it
+    shared: bool  # False: plain rows of one answer each, which a model reads without a tree mask
 
     @property
     def edge_from(self) -> Tensor:
-        """Return (E,) int64: the node that predicts each edge's token, of B * L flattened."""
+        """Return (E,) int64: the node that predicts each edge's token, as a place among B * L."""
         return self.nodes[self.edge_node]
 
     def to(self, device: torch.device | str) -> Self:
@@ -69,8 +72,9 @@ class TreeBatch(NamedTuple):
 def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
     """Merge the answers to one prompt into a trie; `paths` keeps the order of `answers`.
 
-    Answers are inserted in sorted order. A node's descendants then follow it directly, so that
-    appending nodes as they gain their first child *is* the depth-first order.
+    Answers are inserted in sorted order, so that those with a common opening are neighbours. A
+    token becomes a node when something follows it. Every node is therefore appended after its
+    parent and before any node of a later branch, which is depth-first order.
 
     Raises:
         ValueError: the prompt or an answer has no token, so that nothing could be predicted.
@@ -78,14 +82,14 @@ def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
     if not prompt or not all(answers):
         raise ValueError("a trie needs a prompt and answers of at least one token each")
     tokens, depths = list(prompt), list(range(len(prompt)))
-    parents = [max(i - 1, 0) for i in range(len(prompt))]
+    parents = [max(i - 1, 0) for i in range(len(prompt))]  # of the root, itself
     edge_from: list[int] = []
     edge_token: list[int] = []
     paths: list[list[int]] = [[] for _ in answers]
     node_of: dict[int, int] = {}  # edge -> the node its token became
 
-    def fed(edge: int) -> int:
-        """Return the node of an edge's token, which is fed as soon as something follows it."""
+    def node_behind(edge: int) -> int:
+        """Return the node of an edge's token; append it to the fed tokens if it is new."""
         if edge not in node_of:
             node_of[edge] = len(tokens)
             parents.append(edge_from[edge])
@@ -97,9 +101,9 @@ def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
     path: list[int] = []  # the edges of `previous`
     for k in sorted(range(len(answers)), key=answers.__getitem__):
         answer = answers[k]
-        path = path[: common_prefix(previous, answer)]
+        path = path[: common_prefix(previous, answer)]  # a copy: `paths` keeps the longer one
         for token in answer[len(path) :]:
-            edge_from.append(fed(path[-1]) if path else len(prompt) - 1)
+            edge_from.append(node_behind(path[-1]) if path else len(prompt) - 1)
             edge_token.append(token)
             path.append(len(edge_from) - 1)
         paths[k] = path
@@ -114,8 +118,8 @@ def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
 def trie_size(prompt: Tokens, answers: Sequence[Tokens]) -> int:
     """Count the tokens that the trie of these answers feeds, without building it.
 
-    In sorted order an answer adds the edges behind what it shares with the one before. Every edge
-    becomes a node but the last of each branch, and a branch ends where the next answer leaves it.
+    In sorted order, an answer adds an edge for every token behind those that it shares with the
+    answer before. Every edge becomes a node but the last one of each branch.
     """
     ordered = sorted(set(answers))
     shared = [common_prefix(a, b) for a, b in itertools.pairwise(ordered)]
@@ -146,11 +150,13 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
     length = row_length(longest) if shared else longest
     tokens = torch.zeros(rows, length, dtype=torch.long)
     positions = torch.zeros(rows, length, dtype=torch.long)
-    ends = torch.arange(1, length + 1).repeat(rows, 1)  # padding sees itself alone: no NaN
-    edge_from: list[int] = []
-    edge_token: list[int] = []
-    path_edges: list[int] = []
-    path_answers: list[int] = []
+    ends = torch.arange(1, length + 1).repeat(
+        rows, 1
+    )  # padding sees itself, since a softmax over nothing is NaN
+    edge_from: list[int] = []  # (E), places among B * L
+    edge_token: list[int] = []  # (E)
+    path_edges: list[int] = []  # (N)
+    path_answers: list[int] = []  # (N)
     answers = 0
     for trie, (row, column) in zip(tries, place, strict=True):
         span = slice(column, column + len(trie.tokens))
@@ -184,8 +190,9 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
 
 
 def question_tries(prompt: Tokens, answers: Sequence[Tokens], shared: bool = True) -> list[Trie]:
-    """Return one trie for all answers or, unshared, a single-path trie for each: a plain row."""
-    return [build_trie(prompt, group) for group in ([answers] if shared else zip(answers))]
+    """Return one trie for all answers or, unshared, a trie of a single path for each."""
+    groups = [answers] if shared else [[answer] for answer in answers]
+    return [build_trie(prompt, group) for group in groups]
 
 
 def ancestor_mask(positions: Tensor, ends: Tensor, window: int | None = None) -> Tensor:

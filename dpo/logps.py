@@ -1,7 +1,9 @@
 """log pi(y|x) of every answer in a `TreeBatch`.
 
-The body reads the tries under a tree mask, which gives each node the hidden state that it would
-have in its own text. `dpo.head` then scores the tokens that follow, without keeping logits.
+The model's body (all but its head) reads the tries under a tree mask, which gives each node the
+hidden state that it would have in its own text. `dpo.head` then scores the tokens that follow,
+without keeping logits. Every token of an answer is scored, its stop token included, and none of the
+prompt's.
 
 Shape legend: B rows, L tokens in a row, D nodes that predict, E scored edges, A answers, H hidden.
 """
@@ -41,19 +43,21 @@ def edge_logps(model: Any, batch: TreeBatch, tile_cells: int | None = None) -> T
         attention_mask=attention_masks(model, batch),
         use_cache=False,
     ).last_hidden_state  # (B, L, H)
-    rows = hidden.flatten(0, 1)[batch.nodes]  # (D, H): the nodes that predict, and no other
+    predicting = hidden.flatten(0, 1)[batch.nodes]  # (D, H): the nodes that a token follows
     head = head_of(model, tile_cells)
-    return token_logps(rows, batch.edge_token, head, batch.edge_node, batch.siblings)
+    return token_logps(predicting, batch.edge_token, head, batch.edge_node, batch.siblings)
 
 
 def _plain_edge_logps(model: Any, batch: TreeBatch) -> Tensor:
-    """Score rows of one answer each with the model's own forward, whatever its architecture."""
-    column = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-    padding = batch.ends == column + 1  # a node with no descendant: padding, or the row's last
-    last = (~padding).sum(1, keepdim=True)
-    logits: Tensor = model(
-        input_ids=batch.tokens, attention_mask=(column <= last).long(), use_cache=False
-    ).logits
+    """Score rows of one answer each with the model's own forward, whatever its architecture.
+
+    All logits (B, L, V) are kept, so that this is the slow way.
+    """
+    column = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)  # (L,)
+    followed = batch.ends > column + 1  # (B, L): all tokens of a row but its last; no padding
+    lengths = followed.sum(1, keepdim=True) + 1  # (B, 1)
+    seen = (column < lengths).long()
+    logits: Tensor = model(input_ids=batch.tokens, attention_mask=seen, use_cache=False).logits
     scores = logits.flatten(0, 1)[batch.edge_from].float().log_softmax(-1)  # (E, V)
     return scores.gather(1, batch.edge_token[:, None]).squeeze(1)
 
@@ -68,21 +72,21 @@ def attention_masks(model: Any, batch: TreeBatch) -> Any:
     config = model.config.get_text_config()
     flex = getattr(config, "_attn_implementation", None) == "flex_attention"
 
-    def additive(window: int | None) -> Any:
+    def mask_for(window: int | None) -> Any:
         mask = ancestor_mask(batch.positions, batch.ends, window)[:, None]
         if flex:
             rows, _, length, _ = mask.shape
             seen = partial(_seen, mask[:, 0])
             return create_block_mask(seen, rows, None, length, length, mask.device)
-        least = torch.finfo(model.dtype).min
+        least = torch.finfo(model.dtype).min  # not -inf: a row that sees nothing would be NaN
         zero = torch.zeros((), dtype=model.dtype, device=mask.device)
         return torch.where(mask, zero, least)
 
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
     if not types:
-        return additive(window)
-    return {t: additive(window if t == "sliding_attention" else None) for t in set(types)}
+        return mask_for(window)
+    return {t: mask_for(window if t == "sliding_attention" else None) for t in set(types)}
 
 
 def _seen(mask: Tensor, row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
     s(y) = log pi(y|x) - log pi_ref(y|x)        loss = log(1 + exp(-beta (s+ - s-)))
 
-s says how much more likely than the reference the policy finds an answer. The loss is the negative
-log-likelihood of a person's choice, if the chance of preferring y+ to y- is sigma(beta (s+ - s-)).
-`docs/math.md` derives it; the rest of the family stands in `dpo.losses`. Shape legend: P pairs.
+s(y) is the log-ratio of policy to reference, in nats. The loss is the negative log-likelihood of a
+person's choice, if y+ is preferred to y- with probability sigma(beta (s+ - s-)). `docs/math.md`
+derives it, and `dpo.losses` has twelve other losses. Shape legend: P pairs.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ def sigmoid(p: Pairs) -> Tensor:
 
     m = beta (c - r), with c = s(y+) and r = s(y-). Written as softplus it overflows at no margin.
     With label smoothing e, the share of pairs labelled the wrong way round (cDPO, Mitchell 2023):
-    (1 - e) softplus(-m) + e softplus(m). TRL ignores label smoothing here.
+    (1 - e) softplus(-m) + e softplus(m). In TRL 1.16 this loss ignores label smoothing.
     """
     loss = F.softplus(-p.margin)  # eq. (6) of docs/math.md
     if p.label_smoothing:
@@ -64,33 +64,33 @@ def dpo_loss(
         beta: > 0; a larger one keeps the policy closer to the reference.
         loss: `sigmoid` is DPO; for the others see `dpo.losses`.
         label_smoothing: e, 0 <= e < 0.5, for the losses that define it.
-        divergence: what keeps the policy near the reference; see `divergence_score`.
-        divergence_alpha: of the alpha divergence.
+        divergence: measures how far the policy is from the reference; see `divergence_score`.
+        divergence_alpha: between 0 and 1, for the divergence `alpha`.
         sft_weight: adds this much of -log pi(y+|x) / |y+| (RPO, Pang et al. 2024, arXiv
             2404.19733, eq. 1). TRL's `sft` averages over the tokens of the batch instead.
-        chosen_lengths: (P,) tokens of y+, for the losses and terms per token.
-        rejected_lengths: (P,) tokens of y-.
+        chosen_lengths: (P,) tokens of y+, for ipo, sigmoid-norm and sft_weight.
+        rejected_lengths: (P,) tokens of y-, for ipo and sigmoid-norm.
         questions: (P,) the question of each pair, for the group loss.
 
     Raises:
         ValueError: the settings do not make a loss, or lengths or questions are missing.
     """
     check_loss(loss, beta, label_smoothing, divergence, divergence_alpha)
-    chosen = policy_chosen - reference_chosen  # s+, eq. (5) of docs/math.md
-    rejected = policy_rejected - reference_rejected  # s-
-    pairs = Pairs(
-        divergence_score(chosen, divergence, divergence_alpha),  # s itself for the reverse KL
-        divergence_score(rejected, divergence, divergence_alpha),
-        beta,
-        label_smoothing,
-        chosen_lengths,
-        rejected_lengths,
-        questions,
+    s_chosen = policy_chosen - reference_chosen  # (P,) s+, eq. (5) of docs/math.md
+    s_rejected = policy_rejected - reference_rejected  # (P,) s-
+    pairs = Pairs(  # whose margin is beta (c - r)
+        c=divergence_score(s_chosen, divergence, divergence_alpha),  # s+ itself for reverse-kl
+        r=divergence_score(s_rejected, divergence, divergence_alpha),
+        beta=beta,
+        label_smoothing=label_smoothing,
+        chosen_lengths=chosen_lengths,
+        rejected_lengths=rejected_lengths,
+        questions=questions,
     )
     losses = sigmoid(pairs) if loss == "sigmoid" else FORMULAS[loss](pairs)
     if sft_weight:
         if chosen_lengths is None:
             raise ValueError("an SFT term needs chosen_lengths")
         losses = losses - sft_weight * policy_chosen / chosen_lengths
-    # rewards: eq. (7) of docs/math.md
-    return DPOLoss(losses, (beta * chosen).detach(), (beta * rejected).detach())
+    # Rewards are beta s whatever the divergence: eq. (7) of docs/math.md
+    return DPOLoss(losses, (beta * s_chosen).detach(), (beta * s_rejected).detach())

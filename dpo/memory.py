@@ -41,8 +41,8 @@ class TokenBudget:
                 return work(budget.tokens)
 
     Then the block ends without an error, so that the work is done once more, and the random
-    generators start again where they were. Gradients do not depend on how a step is cut into
-    micro-batches: only time is lost.
+    generators start again where they were. How a step is cut into micro-batches changes no gradient
+    but by the masks that dropout then draws.
     """
 
     tokens: int  # to begin with

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ class PairLog(NamedTuple):
     rejected_logps: Tensor
     weights: Tensor  # of the pair in its step, whose weights sum to 1
     questions: Tensor  # the pair's question, a number
+
+    def detached(self) -> Self:
+        """Return the same numbers without the graph that made them."""
+        return type(self)(*(tensor.detach() for tensor in self))
 
 
 class StepLog(NamedTuple):

@@ -26,7 +26,7 @@ def add_lora(
         alpha: deltas are scaled by alpha / r.
         dropout: share of x dropped on the LoRA path.
         target_modules: see `match_targets`.
-        patterns: layers with a rank or an alpha of their own, and rsLoRA.
+        patterns: the rank and alpha of layers that differ, and whether the scale is rsLoRA's.
 
     Raises:
         ModelError: a target matches nothing or no linear layer, an adapter is there already, or a
@@ -66,7 +66,7 @@ def train_adapters(model: nn.Module) -> None:
     """
     model.eval()
     for layer in lora_layers(model).values():
-        layer.training = True  # and not its base
+        layer.training = True  # `layer.train()` would switch its base too
 
 
 @contextmanager
@@ -87,20 +87,20 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def copy_adapter(model: nn.Module) -> list[Tensor]:
-    """Return every A and B as they stand: a moving reference for `adapter_swapped`."""
+    """Return a copy of every A and B, for `adapter_swapped` and `restore_adapter`."""
     return [parameter.detach().clone() for parameter in adapter_parameters(model)]
 
 
 @torch.no_grad()
 def restore_adapter(model: nn.Module, copy: Sequence[Tensor]) -> None:
-    """Make a copy made by `copy_adapter` the adapter again."""
+    """Copy the values of `copy_adapter` back into every A and B, which stay what is trained."""
     for parameter, value in zip(adapter_parameters(model), copy, strict=True):
         parameter.copy_(value)
 
 
 @contextmanager
 def adapter_swapped(model: nn.Module, copy: Sequence[Tensor]) -> Iterator[None]:
-    """Within the block the adapter is a copy made by `copy_adapter`, in eval mode."""
+    """Within the block the adapter is one from `copy_adapter`, in eval mode; nothing is copied."""
     parameters = adapter_parameters(model)
     current = [parameter.data for parameter in parameters]
     try:
@@ -115,6 +115,7 @@ def adapter_swapped(model: nn.Module, copy: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within the block every module is in eval mode, and afterwards in the mode that it had."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

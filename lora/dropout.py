@@ -5,10 +5,11 @@ from torch import Tensor, nn
 
 
 def drop(x: Tensor, share: float) -> tuple[Tensor, float]:
-    """Zero a random `share` of x; return it unscaled, and the share kept, to divide by.
+    """Zero a random `share` of x; return it, and the factor that it is still to be divided by.
 
     Four decisions are drawn with each 64-bit random number, 16 bits for each. The share is rounded
-    to 1/65536, and the share kept is exact. Other devices have a fused dropout that also scales.
+    to 1/65536, and the factor is the share kept, exactly. Other devices have a fused dropout that
+    scales by itself, which leaves the factor 1.
     """
     if x.device.type != "cpu":
         return nn.functional.dropout(x, share), 1.0

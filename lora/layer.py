@@ -2,8 +2,8 @@
 
     y = x W + (alpha / r) x A B        A: (in, r)   B: (r, out)   dW = (alpha / r) A B
 
-LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1, in row-vector convention: the paper's BA is
-the transpose of our AB, and a torch `weight` is stored as W transposed.
+LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1, in row-vector convention: A and B here are the
+transposes of the paper's A and B, and a torch `weight` is stored as W transposed.
 """
 
 import math
@@ -20,7 +20,8 @@ class LoRALinear(nn.Module):
 
     B starts at zero, so that A B is zero and the policy starts as its reference, bit for bit. A
     starts random (Kaiming uniform): were both zero, neither would ever get a gradient. Both are
-    float32 masters, since in bfloat16 an update below 2^-9 of a weight would be lost.
+    kept in float32 and cast to x's dtype in `forward`: bfloat16 has 8 bits, so that an update below
+    2^-9 of a weight would be lost.
 
     Args:
         base: the layer to wrap; its parameters are frozen.
@@ -51,7 +52,7 @@ class LoRALinear(nn.Module):
         self.A = nn.Parameter(torch.empty(base.in_features, rank, device=device))
         self.B = nn.Parameter(torch.zeros(rank, base.out_features, device=device))
         nn.init.kaiming_uniform_(self.A.T, a=math.sqrt(5))  # fan-in of A transposed is `in`
-        self.train(base.training)  # added to a model in eval mode, its dropout is off too
+        self.train(base.training)  # in eval mode, without dropout, if the base is
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W + scale (dropout(x) A) B: x (..., in) -> (..., out), all in x's dtype."""
@@ -61,17 +62,17 @@ class LoRALinear(nn.Module):
         scale = self.scale
         if self.training and self.dropout:  # on the LoRA path alone: y above read the whole x
             x, kept = drop(x, self.dropout)
-            scale /= kept
-        # The scale multiplies the narrow (..., r) product, never a full-width one.
+            scale /= kept  # what is kept is divided by the share kept, so that the mean stays
+        # The scale multiplies the narrow product, never a full-width one: (N, in) @ (in, r).
         low = x.reshape(-1, x.shape[-1]) @ self.A.to(x.dtype) * scale
-        # y = x W + (alpha/r) x A B, eq. (1) of docs/math.md
+        # (N, out) = x W + (alpha/r) x A B, eq. (1) of docs/math.md
         return torch.addmm(y.reshape(-1, y.shape[-1]), low, self.B.to(x.dtype)).view_as(y)
 
     @torch.no_grad()
     def delta(self) -> Tensor:
         """Return dW transposed, (out, in) float32: what is added to `base.weight` as stored."""
-        delta: Tensor = (self.A @ self.B).T * self.scale  # eq. (2) of docs/math.md
-        return delta
+        dw: Tensor = (self.A @ self.B).T * self.scale  # eq. (2) of docs/math.md
+        return dw
 
     def extra_repr(self) -> str:
         """Show the settings in `print(model)`."""

@@ -1,4 +1,4 @@
-"""Merge by addition: W' = round(W + dW), added in float32 and rounded once."""
+"""Merging an adapter into its base: W' = round(W + dW), added in float32 and rounded once."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ from lora.layer import LoRALinear
 
 
 def merged_weight(layer: LoRALinear, dtype: torch.dtype | None = None) -> Tensor:
-    """Return round(W + dW) as (out, in), in `dtype` or the base weight's own; W dequantised."""
+    """Return round(W + dW), (out, in), in `dtype` or the base weight's own.
+
+    Of a quantised base, W is the dequantised weight.
+    """
     weight = dense_weight(layer.base)
     return (weight.float() + layer.delta()).to(dtype or weight.dtype)  # eq. (3) of docs/math.md
 
@@ -23,8 +26,8 @@ def merged_weight(layer: LoRALinear, dtype: torch.dtype | None = None) -> Tensor
 def merge_lora(model: Any, dtype: torch.dtype | None = None) -> Any:
     """Replace every LoRALinear by its base layer with the delta added; return the model.
 
-    The sum is float32 and rounded once. With `dtype`, the whole model is returned in it; into
-    float32 nothing of a delta is lost, into bfloat16 deltas below 2^-9 of a weight are.
+    The sum is float32 and rounded once. With `dtype`, the whole model is returned in it. Rounding
+    to bfloat16, which has 8 bits, loses deltas below 2^-9 of a weight; float32 keeps them.
 
     A quantised base is dequantised as a whole, which gives the policy that was trained and
     evaluated; quantising the sum again would erase the adapter.
@@ -41,8 +44,9 @@ def merge_lora(model: Any, dtype: torch.dtype | None = None) -> Any:
         model.set_submodule(name, dense_linear(layer.base, merged_weight(layer, stored)))
     if quantised:
         dequantise(model, stored)
-    for parameter in model.parameters() if dtype else ():
-        parameter.data = parameter.data.to(dtype)  # buffers, such as RoPE's frequencies, stay
+    if dtype:
+        for parameter in model.parameters():  # buffers, such as RoPE's frequencies, stay
+            parameter.data = parameter.data.to(dtype)
     return model
 
 

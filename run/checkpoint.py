@@ -170,7 +170,7 @@ def find(resume: str, run: Path) -> Checkpoint | None:
 
 
 @contextmanager
-def opened(config: Config, world: World) -> Iterator[tuple[Path, Checkpoint | None]]:
+def open_run(config: Config, world: World) -> Iterator[tuple[Path, Checkpoint | None]]:
     """Claim the run's folder for the block; yield it with the checkpoint to go on from, if any.
 
     Raises:

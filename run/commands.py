@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from safetensors import SafetensorError
+
 from data import DataError
 from dpo import NumericError, OutOfMemory
 from lora import ModelError
@@ -15,7 +17,7 @@ from run import processes
 from run.errors import HubError, Parser, ProcessDied, Stopped, UsageError
 
 BAD_INPUT = (UsageError, DataError, ModelError)
-FAILED = (NumericError, OutOfMemory, HubError, ProcessDied, OSError)
+FAILED = (NumericError, OutOfMemory, HubError, ProcessDied, OSError, SafetensorError)
 
 
 class Stop:

@@ -279,12 +279,8 @@ def parse(
     Raises:
         UsageError: a flag, a value or the file is wrong.
     """
-    parser = Parser(
-        prog=program,
-        description=does,
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    shown = argparse.ArgumentDefaultsHelpFormatter
+    parser = Parser(program, description=does, allow_abbrev=False, formatter_class=shown)
     parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
     hints = get_type_hints(Config)
     if positional:
@@ -295,8 +291,9 @@ def parse(
             group = parser.add_argument_group(item.metadata["group"])
         options: dict[str, Any] = {"help": item.metadata["help"], "default": item.default}
         kind = hints[item.name]
-        if kind is bool:
+        if kind is bool:  # a switch's default is that it is not given
             options["action"] = "store_false" if item.default else "store_true"
+            options["help"] += "%(default).0s"
         elif get_origin(kind) is tuple:
             options |= {"nargs": "+", "metavar": "NAME"}
         elif get_origin(kind) is Literal:
@@ -306,8 +303,6 @@ def parse(
             options["metavar"] = {int: "N", float: "X"}.get(options["type"], "TEXT")
         if item.name == "resume":
             options |= {"nargs": "?", "const": "", "metavar": "DIR"}
-        if kind is bool:  # a switch's default is that it is not given
-            options["help"] = f"{options['help']}%(default).0s"
         if item.name == positional:
             options["default"] = argparse.SUPPRESS
         group.add_argument(_flag(item.name), dest=item.name, **options)
@@ -327,17 +322,12 @@ def parse(
     settings = vars(parser.parse_args(argv))
     del settings["config"]
     values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    config = Config(**values)
-    config.validate()
+    (config := Config(**values)).validate()
     return config
 
 
 def _run_folder(resume: str, output_dir: str | None) -> Path:
-    """Return the run that `--resume` means: its folder, a checkpoint's run, or --output-dir.
-
-    Raises:
-        UsageError: neither is given, or there is no such folder.
-    """
+    """Return the run that `--resume` means: its folder, a checkpoint's run, or --output-dir."""
     named = resume or output_dir
     if not named:
         raise UsageError("--resume needs the run's folder: --resume RUN, or --output-dir RUN")
@@ -370,9 +360,7 @@ def _flags_in(path: Path, kinds: dict[str, Any]) -> list[str]:
         if name not in kinds or name == "debug":
             raise UsageError(f"unknown setting {name!r}{closest(name, kinds)}")
         default = getattr(Config, name)
-        if not isinstance(value, str | int | float | list | None) or (
-            isinstance(value, bool) != (kinds[name] is bool)
-        ):
+        if not _may_be(value, kinds[name]):
             raise UsageError(f"{name}: {value!r} is no value for it; see --help")
         if isinstance(value, bool):
             flags += [_flag(name)] * (value != default)
@@ -381,3 +369,13 @@ def _flags_in(path: Path, kinds: dict[str, Any]) -> list[str]:
         elif value is not None:
             flags.append(f"{_flag(name)}={value}")
     return flags
+
+
+def _may_be(value: Any, kind: Any) -> bool:
+    """Tell whether YAML's value is of a kind that the flag can read, be it right or wrong."""
+    if get_origin(kind) is tuple:
+        names = value if isinstance(value, list) else [value]
+        return all(isinstance(name, str) for name in names)
+    if value is None:
+        return type(None) in get_args(kind)
+    return isinstance(value, str | int | float) and isinstance(value, bool) == (kind is bool)

@@ -72,11 +72,7 @@ def command(argv: list[str]) -> None:
 
 
 def _asked_for(args: argparse.Namespace) -> tuple[Config, str | Path | None, bool]:
-    """Return the settings, the adapter, and whether held-out questions alone are meant.
-
-    Raises:
-        UsageError: a flag does not fit.
-    """
+    """Return the settings, the adapter, and whether held-out questions alone are meant."""
     config, adapter, target = Config(model=args.target), args.adapter, Path(args.target)
     if finished := (target / "config.yaml").is_file():
         run = inputs.finished_run(target)
@@ -94,7 +90,7 @@ def _asked_for(args: argparse.Namespace) -> tuple[Config, str | Path | None, boo
         }  # fmt: skip
     config = replace(config, **changes)
     config.validate()
-    return inputs.chosen(config), adapter, own or args.eval_fraction is not None
+    return inputs.resolve_auto(config), adapter, own or args.eval_fraction is not None
 
 
 def _believed(scorer: dpo.Scorer, label: str, questions: list[data.EncodedQuestion]) -> dpo.Beliefs:

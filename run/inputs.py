@@ -35,7 +35,7 @@ def prepare_libraries() -> None:
         os.environ["HF_TOKEN"] = token
 
 
-def chosen(config: Config) -> Config:
+def resolve_auto(config: Config) -> Config:
     """Return the settings with a model and data in place of `auto`; say which, and why."""
     if config.data == "auto":
         source, why = data.choose_source()

@@ -4,6 +4,7 @@ import platform
 import resource
 import sys
 import time
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ class Clock:
     """Seconds that each named part of the run took."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = defaultdict(float)
         self._last = time.monotonic()
 
     def lap(self, name: str) -> None:
         """Book the time since the last call under `name`."""
         now = time.monotonic()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self.seconds[name] += now - self._last
         self._last = now
 
     def state_dict(self) -> dict[str, float]:
@@ -33,7 +34,7 @@ class Clock:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Add the seconds of the run before it was interrupted."""
         for name, seconds in state.items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+            self.seconds[name] += seconds
 
 
 def matmul_rate(

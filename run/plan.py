@@ -191,7 +191,7 @@ def epoch_flops(work: Work, body: int, head: int) -> float:
     return 2 * (body * (forward[0] + both[0]) + head * (forward[1] + both[1]))
 
 
-def settled(config: Config, questions: data.Prepared, steps: data.Steps, world: World) -> Plan:
+def choose_plan(config: Config, questions: data.Prepared, steps: data.Steps, world: World) -> Plan:
     """Plan the run; say what does not fit, and which setting would; settle what is `auto`.
 
     Raises:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dpo import Scorer, Scores
-from dpo.scoring import NOTHING, Answers
+from dpo.scoring import NOTHING
 from run.errors import ProcessDied
 
 Item = TypeVar("Item")
@@ -40,11 +40,7 @@ class World(NamedTuple):
         return items[self.rank :: self.size]
 
     def scores(
-        self,
-        scorer: Scorer,
-        label: str,
-        to_score: Sequence[Sequence[Answers]],
-        known: Scores = NOTHING,
+        self, scorer: Scorer, label: str, to_score: Sequence[Any], known: Scores = NOTHING
     ) -> dict[str, float]:
         """Return what the processes score together, each its share; see `Scorer.scores`."""
         mine = scorer.scores(label, [self.share(answers) for answers in to_score], known)

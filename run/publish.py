@@ -62,14 +62,14 @@ def check_access(repo: str, update: bool = False) -> None:
         raise UsageError(
             "publishing needs a token that may write: set HF_TOKEN, or write HF_TOKEN=... into .env"
         )
-    api = HfApi()
+    api, (owner, name) = HfApi(), repo.split("/")
     try:
         who = api.whoami()
-        owners = {who["name"], *(org["name"] for org in who.get("orgs", []))}
-        if repo.split("/")[0] not in owners:
+        me = who["name"]
+        if owner not in {me, *(org["name"] for org in who.get("orgs", []))}:
             raise UsageError(
-                f"this token belongs to {who['name']}, who may not write to {repo.split('/')[0]}; "
-                f"publish as {who['name']}/{repo.split('/')[1]} or use another token"
+                f"this token belongs to {me}, who may not write to {owner}; publish as {me}/{name} "
+                "or use another token"
             )
         if api.repo_exists(repo):
             files = set(api.list_repo_files(repo)) - {".gitattributes"}

@@ -40,25 +40,21 @@ class Reference:
         self.scores: dpo.Scores = read_cache(self._file)
 
     @contextmanager
-    def switched_on(self, model: Any) -> Iterator[None]:
+    def active(self, model: Any) -> Iterator[None]:
         """Within the block the model is the reference that a run starts with."""
         start = self._start
         with lora.adapter_swapped(model, start) if start else lora.adapters_disabled(model):
             yield
 
     def score(
-        self,
-        scorer: dpo.Scorer,
-        world: World,
-        questions: data.Prepared,
-        steps: data.Steps,
+        self, scorer: dpo.Scorer, world: World, questions: data.Prepared, steps: data.Steps
     ) -> None:
         """Score what the cache lacks: all held-out answers, and those of the pairs of all steps."""
         to_score = [questions.held_out.map(dpo.all_answers)]
         if not self.free:
             used = sorted({q for pairs in steps.from_step() for q, _ in pairs})
             to_score.append(questions.train.select(used).map(dpo.trained_answers))
-        with self.switched_on(self.model):
+        with self.active(self.model):
             new = world.scores(scorer, "Reference", to_score, self.scores)
         self.scores = {**self.scores, **new}
         if new and world.first:

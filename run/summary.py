@@ -24,7 +24,7 @@ def write_outcome(folder: Path, found: dpo.Outcome) -> None:
 
 def write_summary(training: Training, base: lora.Base) -> dict[str, Any]:
     """Write summary.json, in which speed counts the reference pass, and the card; return it."""
-    config, folder, _, _, clock = training.run
+    config, folder, _, _, clock = training.job
     seconds = clock.seconds
     steps, counts, device = training.steps, training.counts, base.model.device
     facts = {

@@ -15,12 +15,11 @@ PROJECT = "trie-dpo"
 @contextmanager
 def tracked(
     tracker: Tracker, run: Path | None, settings: dict[str, Any], first: int
-) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+) -> Iterator[Callable[[int, Mapping[str, float]], object]]:
     """Yield what logs the metrics of a step; a run that goes on at step `first` is the same run.
 
-    Without a folder nothing is logged.
-
-    The trackers' own environment variables hold: WANDB_MODE=offline, TRACKIO_DIR and the like.
+    Without a folder nothing is logged. The trackers' own environment variables hold, such as
+    WANDB_MODE=offline and TRACKIO_DIR.
 
     Raises:
         UsageError: the tracker's package is not installed.
@@ -35,12 +34,9 @@ def tracked(
             from torch.utils.tensorboard import SummaryWriter
 
             with SummaryWriter(run / "tensorboard", purge_step=first) as writer:
-
-                def log(step: int, metrics: Mapping[str, float]) -> None:
-                    for metric, value in metrics.items():
-                        writer.add_scalar(metric, value, step)
-
-                yield log
+                yield lambda step, metrics: [
+                    writer.add_scalar(metric, value, step) for metric, value in metrics.items()
+                ]
         elif tracker == "wandb":
             import wandb
 

@@ -33,8 +33,8 @@ from run.trackers import tracked
 Batch = TypeVar("Batch")
 
 
-class Run(NamedTuple):
-    """Where and how a run takes place."""
+class Job(NamedTuple):
+    """A run: its settings, and where and how it takes place."""
 
     config: Config
     folder: Path
@@ -96,7 +96,7 @@ class Training:
     """What happens around the steps of a run.
 
     Args:
-        run: where and how it takes place.
+        job: where and how the run takes place.
         reference: with the model that is trained, the policy.
         questions: to train on, and held out.
         steps: which pairs make which step.
@@ -105,21 +105,21 @@ class Training:
     """
 
     def __init__(
-        self, run: Run, reference: Reference, questions: data.Prepared, steps: data.Steps,
+        self, job: Job, reference: Reference, questions: data.Prepared, steps: data.Steps,
         plan: Plan, check: dpo.SelfCheck,
     ) -> None:  # fmt: skip
-        self.run, self.reference, self.questions, self.steps = run, reference, questions, steps
+        self.job, self.reference, self.questions, self.steps = job, reference, questions, steps
         self.plan, self.shared, self.sharded = plan, check.shared, plan.shards > 1
         self.model = model = reference.model
         together = self.kept_in_step if self.sharded else None
         self.scorer = dpo.Scorer(model, check.shared, plan.budgets, watch_answers, together)
         tokens = plan.budgets.train if check.shared else plan.budgets.plain
         self.budget = dpo.TokenBudget(tokens, undo=model.zero_grad, alone=not self.sharded)
-        self.counts, self.best = Counts(), Best(model, run.config.best)
-        self.generators = Generators(run.world, run.config.seed)
+        self.counts, self.best = Counts(), Best(model, job.config.best)
+        self.generators = Generators(job.world, job.config.seed)
         self.parts: dict[str, Part] = {  # what must survive a kill
             "adapter": AdapterPart(model), "reference": reference, "best": self.best,
-            "generators": self.generators, "counts": self.counts, "seconds": run.clock,
+            "generators": self.generators, "counts": self.counts, "seconds": job.clock,
         }  # fmt: skip
         self.hashes = {"data": questions.fingerprint, "base": reference.hash}
 
@@ -131,21 +131,20 @@ class Training:
         """
         self.parts["optimizer"] = optimizer
         if resumed:
-            checkpoint.check_same_run(resumed, self.run.config, self.hashes)
+            checkpoint.check_same_run(resumed, self.job.config, self.hashes)
             for name, part in self.parts.items():
                 part.load_state_dict(resumed.parts[name])
             self.budget.tokens = self.counts.budget
             where = f"step {resumed.step} of {self.steps.total}"
             print(f"Going on from {resumed.path}: {where}.", flush=True)
-        if self.run.world.first:
-            self.run.config.save(self.run.folder / "config.yaml")
+        if self.job.world.first:
+            self.job.config.save(self.job.folder / "config.yaml")
 
     @contextmanager
-    def begun(self) -> Iterator[None]:
-        """Within the block adapters train and steps are logged; a signal waits for a step's end."""
-        run, first = self.run, self.counts.step
-        config, folder = run.config, run.folder if run.world.first else None
-        lora.train_adapters(self.model)
+    def running(self) -> Iterator[None]:
+        """Within the block layers are as asked, steps are logged, signals wait for a step's end."""
+        job, first = self.job, self.counts.step
+        config, folder = job.config, job.folder if job.world.first else None
         self.generators.start(first)
         done = self.steps.pairs_before(first)
         self.bar = Progress("Training", self.steps.pairs, "pairs", done=done)
@@ -155,23 +154,23 @@ class Training:
         )
         tracking = tracked(config.tracker, folder, config.settings(), first)
         with layers, metrics_log(folder, first) as self.log, tracking as self.report:
-            run.clock.lap("prepare")
-            run.stop.patient = True
+            job.clock.lap("prepare")
+            job.stop.patient = True
             yield
-        run.stop.patient = False
+        job.stop.patient = False
         self.bar.close()
-        run.clock.lap("train")
+        job.clock.lap("train")
 
-    def steps_left(self) -> Iterator[tuple[int, Sequence[data.Pair]]]:
+    def remaining_steps(self) -> Iterator[tuple[int, Sequence[data.Pair]]]:
         """Yield each step that is left, with its pairs."""
         yield from enumerate(self.steps.from_step(self.counts.step), start=self.counts.step)
 
     def micro_batches(self, pairs: Sequence[data.Pair]) -> Iterator[data.PairBatch]:
         """Yield this process' share of a step, cut into as few batches as memory allows."""
-        world = self.run.world
+        world = self.job.world
         batches: Iterable[data.PairBatch] = data.step_batches(
             self.questions.train, pairs, self.budget.tokens, self.shared,
-            self.run.config.weight_by, (world.rank, world.size),
+            self.job.config.weight_by, (world.rank, world.size),
         )  # fmt: skip
         if self.sharded:
             batches = self.kept_in_step(batches, self.reference.passes)
@@ -180,11 +179,11 @@ class Training:
 
     def kept_in_step(self, batches: Iterable[Batch], passes: int = 1) -> Iterator[Batch]:
         """Yield the batches, and then pass through the layers while other processes have some."""
-        return self.run.world.in_step(batches, passes, idle=partial(lora.take_part, self.model))
+        return self.job.world.in_step(batches, passes, idle=partial(lora.take_part, self.model))
 
-    def add_up(self, log: dpo.StepLog) -> dpo.StepLog:
+    def sum_over_processes(self, log: dpo.StepLog) -> dpo.StepLog:
         """Add up the gradients of all processes; return the log of the whole step."""
-        world = self.run.world
+        world = self.job.world
         world.sum_gradients(lora.adapter_parameters(self.model))
         whole = dpo.StepLog.joined(world.gather(log))
         self.counts.as_pairs += whole.as_pairs
@@ -199,19 +198,19 @@ class Training:
         """
         where = dpo.where_not_finite(self.model, self.questions.train, pairs, self.shared)
         trouble = f"step {step}: {trouble}; {where}"
-        if not self.run.config.skip_nonfinite:
+        if not self.job.config.skip_nonfinite:
             raise dpo.NumericError(f"{trouble}; try a lower --lr or --dtype float32")
         print(f"Skipped {trouble}", flush=True)
         self.counts.skipped += 1
         return {"skipped": self.counts.skipped}
 
-    def after(self, log: dpo.StepLog, metrics: dict[str, float]) -> None:
+    def end_step(self, log: dpo.StepLog, metrics: dict[str, float]) -> None:
         """Log a step; evaluate, save and stop where it is time to.
 
         Raises:
             Stopped: a signal asked for it, and the run is saved.
         """
-        config, step, total = self.run.config, self.counts.step, self.steps.total
+        config, step, total = self.job.config, self.counts.step, self.steps.total
         self.counts.step = done = step + 1
         if config.eval_every and (done % config.eval_every == 0 or done == total):
             metrics |= self._evaluated(done)
@@ -227,15 +226,13 @@ class Training:
     def held_out_scores(self) -> dict[str, float]:
         """Return the policy's log-probs of all answers to the held-out questions."""
         to_score = [self.questions.held_out.map(dpo.all_answers)]
-        return self.run.world.scores(self.scorer, "Evaluation", to_score)
+        return self.job.world.scores(self.scorer, "Evaluation", to_score)
 
     def outcome(self, tokenizer: Any) -> dpo.Outcome:
         """Measure what training changed on the held-out questions, and what that cost."""
         tuned, reference = self.held_out_scores(), self.reference
         held_out, before = self.questions.held_out, reference.scores
-        return dpo.outcome_of(
-            self.scorer, reference.switched_on, tokenizer, held_out, before, tuned
-        )
+        return dpo.outcome_of(self.scorer, reference.active, tokenizer, held_out, before, tuned)
 
     def _evaluated(self, step: int) -> dict[str, float]:
         """Measure the policy on the held-out questions; keep its adapter if it is the best."""
@@ -249,8 +246,8 @@ class Training:
         """Save the run; all processes take part."""
         self.counts.budget = self.budget.tokens
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        if self.run.world.first:
-            facts = {"config": self.run.config.settings(), **self.hashes}
+        if self.job.world.first:
+            facts = {"config": self.job.config.settings(), **self.hashes}
             point = Checkpoint(self.counts.step, parts, facts)
-            checkpoint.save(self.run.folder, point, self.run.config.keep, self.log)
-            draw_curves(self.run.folder, at_most_every=30)
+            checkpoint.save(self.job.folder, point, self.job.config.keep, self.log)
+            draw_curves(self.job.folder, at_most_every=30)

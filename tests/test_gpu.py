@@ -100,14 +100,17 @@ def test_a_quantised_base_is_trained_after_an_evaluation(kind, tokenizer, tmp_pa
 
 
 def test_too_large_a_step_is_cut():
-    asked = []
+    asked, budget = [], dpo.TokenBudget(4096)
 
-    def work(budget):
-        asked.append(budget)
-        return torch.empty(2**30 if budget <= 1024 else 2**50, dtype=torch.uint8, device=GPU)
+    def work():
+        while True:
+            with budget:
+                asked.append(budget.tokens)
+                size = 2**30 if budget.tokens <= 1024 else 2**50
+                return torch.empty(size, dtype=torch.uint8, device=GPU)
 
-    found, budget = dpo.within_memory(work, 4096)
-    assert asked == [4096, 2048, 1024] and budget == 1024 and len(found) == 2**30
+    found = work()
+    assert asked == [4096, 2048, 1024] and budget.tokens == 1024 and len(found) == 2**30
 
 
 def of_run(model_folder, folder, device, **more):

@@ -73,6 +73,25 @@ def test_the_card_has_the_runs_figures_and_no_folder_of_this_machine(run):
     assert "not loaded again" in text  # nothing was published, so nothing was checked
 
 
+def test_every_setting_that_shapes_a_run_is_in_its_card_and_no_folder_of_this_machine(run):
+    """An adapter is named as others may know it: by the last part of its path."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    shown = {
+        "reference_adapter": True, "lora_plus_ratio": 16.0, "divergence_alpha": 0.3,
+        "truncate": "prompt", "rank_pattern": ["v_proj=2"], "alpha_pattern": ["q_proj=3"],
+        "prompt_format": "Q: {}", "answer_format": "A: {}", "seed": 7, "dropout": 0.0,
+    }  # fmt: skip
+    before = model_card(run).text
+    for name in ("adapter", "reference_adapter", "rank_pattern", "alpha_pattern", "prompt_format"):
+        assert f"\n{name}: " not in before  # off by default
+    changed = config | shown | {"adapter": str(run.parent / "elsewhere" / "first-adapter")}
+    (run / "config.yaml").write_text(yaml.safe_dump(changed))
+    text = model_card(run).text
+    for name, value in (shown | {"adapter": "first-adapter"}).items():
+        assert f"\n{name}: {value}\n" in text
+    assert str(run.parent) not in text and "elsewhere" not in text
+
+
 def test_what_data_and_samples_say_cannot_change_the_card(run):
     """The same card with hostile names and answers has the same headings and metadata."""
     plain = ModelCard((run / "README.md").read_text(encoding="utf-8"))

@@ -1,7 +1,11 @@
 """The command line as people meet it: wrong flags, the Hub, Ctrl-C, a second run."""
 
+import dataclasses
+import errno
 import io
+import os
 import re
+import signal
 import sys
 
 import pytest
@@ -10,9 +14,11 @@ from conftest import QUESTIONS_CSV, ROOT, python_process
 from hub import hub
 
 import train
+from lora import ModelError
+from run.__main__ import COMMANDS, main
 from run.config import Config, parse
 from run.console import Progress, sparkline
-from run.errors import UsageError
+from run.errors import HubError, Stopped, UsageError
 
 
 @pytest.mark.parametrize(
@@ -44,7 +50,7 @@ from run.errors import UsageError
         ("--reference-sync 3 --reference-free", "a reference that --reference-free does without"),
         ("--lr inf", "--lr inf must be finite"),
         ("--seed -1", "--seed -1 must be 0 or more"),
-        ("--config none.yaml", "--config none.yaml cannot be read"),
+        ("--config none.yaml", "--config none.yaml: it cannot be read"),
     ],
 )
 def test_a_wrong_flag_or_value_is_one_line_and_status_2(argv, complaint, capsys):
@@ -58,9 +64,11 @@ def test_a_wrong_flag_or_value_is_one_line_and_status_2(argv, complaint, capsys)
     "text, complaint",
     [
         ("rnak: 8", "unknown setting 'rnak'; did you mean rank?"),
-        ("rank: eight", "rank: 'eight' is no value for it"),
-        ("rank: 1.5", "rank: 1.5 is no value"),
-        ("loss: sigmund", "loss: 'sigmund' is no value"),
+        ("rank: eight", "argument --rank: invalid int value: 'eight'"),
+        ("rank: 1.5", "argument --rank: invalid int value: '1.5'"),
+        ("rank: [8]", "rank: [8] is no value"),
+        ("rank: null", "rank: None is no value"),
+        ("loss: sigmund", "argument --loss: invalid choice: 'sigmund'"),
         ("merge: 1", "merge: 1 is no value"),
         ("target_modules: 3", "target_modules: 3 is no value"),
         ("target_modules: [1]", "target_modules: [1] is no value"),
@@ -73,8 +81,9 @@ def test_a_wrong_flag_or_value_is_one_line_and_status_2(argv, complaint, capsys)
 def test_a_wrong_configuration_file_is_named(tmp_path, text, complaint):
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    with pytest.raises(UsageError, match=re.escape(complaint)):
+    with pytest.raises(UsageError, match=re.escape(complaint)) as error:
         parse(["--config", str(path)])
+    assert str(error.value).startswith(f"--config {path}: ")
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
@@ -83,6 +92,13 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     config = parse(["--config", str(path), "--rank", "2", "--no-merge"])
     assert (config.rank, config.lr, config.target_modules) == (2, 1e-5, ("o_proj",))
     assert (config.merge, config.beta, config.alpha) == (False, 0.1, 3.0)
+
+
+def test_a_configuration_does_not_change(tmp_path):
+    config = parse(["--rank", "3"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.rank = 4
+    assert dataclasses.replace(config, rank=4).rank == 4 and config.rank == 3
 
 
 def test_a_saved_configuration_reads_back_the_same(tmp_path):
@@ -135,6 +151,99 @@ def test_ctrl_c_ends_with_130_and_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr(train, "run", interrupted)
     assert train.main([]) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def failing(error):
+    def command(*_):
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_ends_in_one_line_and_its_status(name, capsys, monkeypatch):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "merged/model.safetensors")
+    for error, status, line in (
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM"),
+        (full, 1, "merged/model.safetensors cannot be written or read: No space left on device"),
+        (ModelError("it does not fit"), 2, "it does not fit"),
+        (UsageError("no such run"), 2, "no such run"),
+        (HubError("no answer"), 1, "no answer"),
+    ):
+        monkeypatch.setattr(f"run.{name}.command", failing(error))
+        assert main([name, "x"]) == status
+        assert capsys.readouterr().err == f"python -m run {name}: {line}\n"
+
+
+@pytest.mark.parametrize(
+    "argv, complaint",
+    [
+        ("evalute", "python -m run evalute: there is no such command; did you mean evaluate?"),
+        ("xyz", "python -m run xyz: there is no such command (see --help)"),
+        ("evaluate run --promt x", "unrecognized arguments: --promt x; did you mean --prompt?"),
+        ("evaluate run --prompt x", "argument --prompt: invalid choice: 'x'"),
+        ("sample", "the following arguments are required: RUN"),
+        ("sample run --count 0", "--count and --max-tokens must be 1 or more"),
+        ("merge run", "the following arguments are required: --output"),
+        ("merge run --outptu x --output y", "--outptu x; did you mean --output?"),
+        ("publish run", "the following arguments are required: OWNER/NAME"),
+        ("publish run ann/tuned --udpate", "--udpate; did you mean --update?"),
+        ("data --colunms x", "unrecognized arguments: --colunms; did you mean --columns?"),
+        ("data --rank 0", "--rank 0 must be 1 or more"),
+    ],
+)
+def test_an_unknown_command_or_flag_is_one_line_and_status_2(argv, complaint, capsys):
+    assert main(argv.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith(f"python -m run {argv.split()[0]}: ") and complaint in err
+
+
+def test_the_commands_are_listed(capsys):
+    for argv in ([], ["--help"], ["-h"]):
+        assert main(argv) == 0
+        said = capsys.readouterr().out
+        assert all(f"  {name} " in said for name in COMMANDS)
+
+
+def test_a_full_disk_ends_a_merge_with_one_line_and_leaves_nothing(finished):
+    """No file may be larger than 40 KiB, and the model's is."""
+    code = (
+        "import resource, sys; from run.__main__ import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40 * 1024, resource.RLIM_INFINITY))\n"
+        "sys.exit(main(['merge', 'finished', '--output', 'new']))"
+    )
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    done = python_process(finished.parent, ["-c", code], TQDM_DISABLE="1")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("python -m run merge: ")
+    assert os.strerror(errno.EFBIG) in done.stderr
+    assert not list(finished.parent.glob("*new*")) and not list(finished.parent.glob(".*"))
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_merge_with_one_line_and_leaves_nothing(
+    finished, capsys, monkeypatch, number, status
+):
+    """It arrives when the first shard is written."""
+    module = sys.modules["lora.merge_files"]
+    real = module.save_file
+
+    def interrupted(*args, **more):
+        real(*args, **more)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(module, "save_file", interrupted)
+    new = finished.parent / "new"
+    assert main(["merge", str(finished), "--output", str(new)]) == status
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("python -m run merge: ") and "Traceback" not in said
+    assert not list(finished.parent.glob("*new*"))
+    monkeypatch.undo()
+    assert main(["merge", str(finished), "--output", str(new)]) == 0  # nothing is in its way
+    assert (new / "model.safetensors").is_file()
 
 
 def test_debug_shows_the_traceback():

@@ -222,7 +222,7 @@ def settle(monkeypatch, model_folder):
         monkeypatch.setattr(plan, "DEFAULT", Budgets(8, 12, 16))
         monkeypatch.setattr(lora, "choose_device", lambda name: torch.device(device))
         config = Config(model=str(model_folder), dtype="float32", **settings)
-        return plan.settled(config, None, None, Among(0, processes))
+        return plan.choose_plan(config, None, None, Among(0, processes))
 
     return settle
 

@@ -154,16 +154,6 @@ def test_a_merged_model_that_is_not_base_plus_adapter_is_not_published(finished,
     assert account.created == account.commits == []
 
 
-def test_the_allowed_difference_by_hand():
-    """bfloat16: .1 at most, .02 at least, a quarter of what moved between; 1e-3 in float32."""
-    bf16, f32 = torch.bfloat16, torch.float32
-    assert publishing.allowed_difference(bf16, f32, moved=8.0) == 0.1
-    assert publishing.allowed_difference(bf16, f32, moved=0.2) == pytest.approx(0.05)
-    assert publishing.allowed_difference(bf16, f32, moved=0.0) == pytest.approx(0.02)
-    assert publishing.allowed_difference(f32, f32, moved=8.0) == 1e-3
-    assert publishing.allowed_difference(bf16, bf16, moved=0.0) == 0.1
-
-
 def refused(capsys, *argv, status=2):
     assert command(*argv) == status
     said = capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_the_adapter_that_a_run_starts_from_stays_the_reference_as_the_policy_mo
     randomise(model, seed=2)
     moved = logps_of(model, batch)
     assert relative_error(moved, before) > 0.01
-    with reference.switched_on(model):
+    with reference.active(model):
         assert torch.equal(logps_of(model, batch), before)
     assert torch.equal(logps_of(model, batch), moved)
     assert reference_of(model, **settings).hash != reference.hash

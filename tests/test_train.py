@@ -330,6 +330,28 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_applied(
     assert not (tmp_path / "out" / "adapter").exists()
 
 
+def test_where_a_step_is_not_finite_is_looked_for_without_tries_if_those_were_refused(
+    run, monkeypatch
+):
+    """A model that takes no tree mask would end the run with its own error instead."""
+    real, built = dpo.selfcheck.question_tries, []
+
+    def watched(prompt, answers, shared=True):
+        built.append(shared)
+        return real(prompt, answers, shared)
+
+    def poisoned(*args, **more):
+        result = dpo.dpo_loss(*args, **more)
+        return result._replace(loss=result.loss * math.nan)
+
+    monkeypatch.setattr(dpo, "check_sharing", lambda *_: dpo.SelfCheck(False, "for the test"))
+    monkeypatch.setattr(dpo.selfcheck, "question_tries", watched)
+    monkeypatch.setattr(train, "dpo_loss", poisoned)
+    with pytest.raises(dpo.NumericError, match="step 0: loss, .* the largest activation, .* in "):
+        run("out")
+    assert built and not any(built)
+
+
 def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(run, monkeypatch, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("run.folder.cache_folder", lambda name: tmp_path / "file" / name)
@@ -375,6 +397,19 @@ def test_the_saved_settings_are_complete(run):
     assert saved["rank"] == 2 and saved["target_modules"] == ["q_proj", "v_proj"]
     where = {"output_dir", "debug", "resume", "plan", "push_to_hub", "private"}
     assert set(saved) == set(vars(Config())) - where
+
+
+def test_the_saved_settings_say_what_auto_became(run, monkeypatch, model_folder, questions_csv):
+    """So that `--config` repeats the run where the Hub, the memory or the tokenizer are others."""
+    monkeypatch.setattr("data.choose_source", lambda: (str(questions_csv), "of a test"))
+    monkeypatch.setattr("lora.choose_model", lambda device: (str(model_folder), "of a test"))
+    folder = run("out", model="auto", data="auto", max_steps=1, merge=False)
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    became = {"model": str(model_folder), "data": str(questions_csv)}
+    became |= {"template": "plain", "checkpointing": "off"}
+    assert {name: saved[name] for name in became} == became
+    facts = json.loads((folder / "summary.json").read_text())
+    assert (facts["model"], facts["data"]) == (str(model_folder), str(questions_csv))
 
 
 def test_the_small_models_adapters_are_found_where_they_should_be(run):
