@@ -57,14 +57,16 @@ def allowed_difference(stored: torch.dtype, computed: torch.dtype, moved: float)
     """Return how far merged model and base + adapter may be apart, in nats a token, on average.
 
     It is a quarter of what the adapter moves, since a delta that was left out would move the scores
-    by all of that, and one of the wrong sign by twice as much; or what rounding moves by itself, if
-    that is more. In float32 rounding the sums moves next to nothing, which leaves a fifth of it.
+    by all of that, and one of the wrong sign by twice as much. It is no less than what rounding was
+    seen to move by itself, and no more than five times that. Where both were scored in float32, the
+    weights alone are rounded, and not the sums, which leaves a fifth of it.
 
     `stored` is the dtype of the merged weights, `computed` the one in which both were scored, and
     `moved` the mean difference between base and base + adapter, in nats a token.
     """
-    by_rounding = max(BY_ROUNDING[stored], BY_ROUNDING[computed])
-    return max(moved / 4, by_rounding / 5 if computed == torch.float32 else by_rounding)
+    least = max(BY_ROUNDING[stored], BY_ROUNDING[computed])
+    least /= 5 if computed == torch.float32 else 1
+    return min(max(moved / 4, least), 5 * least)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

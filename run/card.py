@@ -86,8 +86,8 @@ def settings_shown(config: Mapping[str, Any]) -> str:
     defaults = {field.name: field.default for field in fields(Config)}
     lines = []
     for name, value in config.items():
-        off = value in (None, False, [], ()) and value in (defaults.get(name), [])
-        if name not in LEFT_OUT and not off:
+        off = value is None or value is False or value == []
+        if name not in LEFT_OUT and not (off and value in (defaults.get(name), [])):
             lines.append(f"{name}: {public_name(value) if name in PATHS else value}")
     return "\n".join(lines)
 

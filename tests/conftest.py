@@ -170,6 +170,14 @@ def private_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
+def plain_pictures(monkeypatch):
+    """Pictures are drawn and not rendered, which would take a third of a small run."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: path.write_bytes(b"drawn"))
+
+
+@pytest.fixture
 def finished(model_folder, questions_csv, private_cache, tmp_path):
     """A run that came to its end, in float32, with its merged model."""
     import train

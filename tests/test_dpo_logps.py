@@ -122,6 +122,7 @@ def test_plain_rows_give_the_scores_and_gradients_of_separate_texts(architecture
         assert relative_error(gradient, wanted) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 @pytest.mark.parametrize("architecture", ["gemma2", "llama", "mistral"])

@@ -168,6 +168,7 @@ def test_blocks_go_at_the_end_and_where_something_fails(monkeypatch):
     assert not any(type(layer) is LinearInBlocks for layer in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_compiled_layers_multiply_by_the_blocks(monkeypatch):
     model = adapted()

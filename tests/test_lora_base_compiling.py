@@ -27,6 +27,7 @@ def gradients(model, tries):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_compiled_layers_give_the_same_gradients_with_dropout():

@@ -30,7 +30,7 @@ LAST = Path("adapter") / "adapter_model.safetensors"
 
 
 @pytest.fixture(autouse=True)
-def own_cache(private_cache):
+def own_cache(private_cache, plain_pictures):
     return private_cache
 
 
@@ -583,6 +583,7 @@ def test_what_other_users_may_not_read_is_not_made_readable(run, questions_csv, 
     assert run("closed", epochs=1).stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_runs_killed_at_random_instants_come_out_bit_for_bit():
     """A few kills; `python tests/kill_often.py --kills 50` does it at length."""
     script = ROOT / "tests" / "kill_often.py"

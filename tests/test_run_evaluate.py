@@ -14,7 +14,7 @@ TRIVIAL = ["--dtype", "float32", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
-def own_cache(private_cache):
+def own_cache(private_cache, plain_pictures):
     return private_cache
 
 

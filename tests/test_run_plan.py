@@ -278,6 +278,7 @@ def test_weights_that_do_not_fit_end_the_run_with_what_would(settle):
         settle(3, checkpointing="off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [384, 512, 768])
 def test_the_prediction_is_within_a_tenth_of_the_measured_peak(hidden, tmp_path, tokenizer):
     """Three sizes of Gemma 2, each in a process of its own, float32.

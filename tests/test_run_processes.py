@@ -98,8 +98,18 @@ def environment(folder):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("base", ["whole", "sharded", "checkpointed"])
-@pytest.mark.parametrize("count", [7, 1])  # with one question the second process has none
+@pytest.mark.parametrize(
+    "count, base",
+    [
+        (7, "whole"),
+        *(
+            pytest.param(count, base, marks=pytest.mark.slow)
+            for count in (7, 1)  # with one question the second process has none
+            for base in ("whole", "sharded", "checkpointed")
+            if (count, base) != (7, "whole")
+        ),
+    ],
+)
 def test_gradients_of_two_processes_are_those_of_one(tmp_path, count, base):
     """The base whole in each (DDP), split over both (FSDP2), and with layers computed again."""
     script = tmp_path / "gradients.py"
@@ -143,6 +153,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["off", "on"])
 def test_a_run_of_two_processes_is_that_of_one_and_goes_on_as_one(started, tmp_path, shard):
     """With `--reference-sync` every batch takes two forward passes, from the third step on."""
@@ -192,6 +203,7 @@ def workers(parent):
     return found
 
 
+@pytest.mark.slow
 def test_when_a_process_dies_the_run_ends_with_whole_files_and_goes_on_with_fewer(
     started, tmp_path
 ):

@@ -24,7 +24,7 @@ from run.processes import World
 
 
 @pytest.fixture(autouse=True)
-def own_cache(private_cache):
+def own_cache(private_cache, plain_pictures):
     return private_cache
 
 
