@@ -66,12 +66,11 @@ def accumulate(training: Training, pairs: Sequence[data.Pair]) -> StepLog:
 def loop(training: Training, optimizer: torch.optim.Optimizer) -> None:
     """Take every optimizer step that is left."""
     config, total = training.job.config, training.steps.total
-    parameters = lora.adapter_parameters(training.model)
     lora.train_adapters(training.model)  # dropout acts, on the LoRA path alone
     for step, pairs in training.remaining_steps():
         training.reference.follow(step)  # copies the policy, where --reference-sync is due
         log = training.sum_over_processes(accumulate(training, pairs))  # gradients too
-        norm = clip_grad_norm_(parameters, config.max_grad_norm)
+        norm = clip_grad_norm_(training.parameters, config.max_grad_norm)
         rate = config.lr * schedule_factor(step, total, config.warmup_ratio, config.schedule)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["ratio"]

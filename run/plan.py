@@ -114,7 +114,7 @@ def make(
     attention = "eager" if config.attention == "flex" else config.attention
     model = lora.skeleton(folder, dtype, attention, device)
     head = model.get_output_embeddings().weight
-    parameters = sum(p.numel() for p in _frozen(model))
+    parameters = sum(p.numel() for p in model.parameters())  # tied ones count once
     embeddings = model.get_input_embeddings().weight
     shards = work.processes if config.shard == "on" else 1
     weights = bytes_of_weights(model, config.quantize, shards)
@@ -148,15 +148,10 @@ def make(
     )
 
 
-def _frozen(model: Any) -> list[torch.Tensor]:
-    """Return the weights of a model, tied ones once."""
-    return list({id(p): p for p in model.parameters()}.values())
-
-
 def bytes_of_weights(model: Any, quantise: Quantise, shards: int) -> int:
     """Return what a model's weights take, quantised or split among processes."""
     head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    weights = sum(_stored(p, quantise, p is head or p.dim() < 2) for p in _frozen(model))
+    weights = sum(_stored(p, quantise, p is head or p.dim() < 2) for p in model.parameters())
     if quantise != "none" and embeddings is not head:  # they stay as they are, too
         weights += round(embeddings.nbytes - _stored(embeddings, quantise, False))
     if shards > 1:  # its share of all layers, and the one computed with the next one beside it

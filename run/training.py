@@ -111,6 +111,7 @@ class Training:
         self.job, self.reference, self.questions, self.steps = job, reference, questions, steps
         self.plan, self.shared, self.sharded = plan, check.shared, plan.shards > 1
         self.model = model = reference.model
+        self.parameters = lora.adapter_parameters(model)
         together = self.kept_in_step if self.sharded else None
         self.scorer = dpo.Scorer(model, check.shared, plan.budgets, watch_answers, together)
         tokens = plan.budgets.train if check.shared else plan.budgets.plain
@@ -184,7 +185,7 @@ class Training:
     def sum_over_processes(self, log: dpo.StepLog) -> dpo.StepLog:
         """Add up the gradients of all processes; return the log of the whole step."""
         world = self.job.world
-        world.sum_gradients(lora.adapter_parameters(self.model))
+        world.sum_gradients(self.parameters)
         whole = dpo.StepLog.joined(world.gather(log))
         self.counts.as_pairs += whole.as_pairs
         self.counts.as_tries += whole.as_tries
