@@ -1,9 +1,9 @@
 """Fine-tune a causal language model with DPO through LoRA, and merge.
 
 `python train.py --rank 8 --alpha 16` does it all: `backward` is DPO, `loop` takes the steps, and
-`train` tells the job in order. Two things are computed otherwise than in the papers. Answers to one
-question share their computation, and where they share tokens, dropout's mask: data are tries, never
-padded pairs. And a reference that does not move scores each answer once, before the loop.
+`train` tells the job in order. Two things are computed otherwise than in the papers. The answers to
+one question are one trie, never padded pairs: a token that they share is computed once, and has one
+dropout mask. And the reference scores each answer once, unless `--reference-sync` moves it.
 """
 
 import sys
@@ -37,7 +37,7 @@ def backward(
     model: Any, batch: data.PairBatch, reference: Reference, loss_settings: Mapping[str, Any]
 ) -> StepLog:
     """Add the gradient of a micro-batch's loss to the adapters: this is all of DPO."""
-    reference_logps = reference.logps(batch)  # (A,) log pi_ref(y|x), known from before the loop
+    reference_logps = reference.logps(batch)  # (A,) log pi_ref(y|x), looked up if it does not move
     logps = answer_logps(model, batch.trees)  # (A,) log pi(y|x), the policy
     chosen, rejected = batch.chosen, batch.rejected  # (P,) indices: K pairs share one chosen answer
     pairs = dpo_loss(
@@ -45,11 +45,10 @@ def backward(
         chosen_lengths=batch.lengths[chosen], rejected_lengths=batch.lengths[rejected],
         questions=batch.questions, **loss_settings,
     )  # fmt: skip
-    (
-        pairs.loss @ batch.weights
-    ).backward()  # weights sum to 1 over a step: eq. (15) of docs/math.md
+    # Weights sum to 1 over a step, however it is cut: eq. (15) of docs/math.md
+    (pairs.loss @ batch.weights).backward()
     log = PairLog(*pairs, logps[chosen], logps[rejected], batch.weights, batch.questions)
-    return StepLog(log.detached(), batch.as_pairs, batch.fed)
+    return StepLog(log.detached(), as_pairs=batch.as_pairs, as_tries=batch.fed)
 
 
 def accumulate(training: Training, pairs: Sequence[data.Pair]) -> StepLog:
@@ -57,10 +56,10 @@ def accumulate(training: Training, pairs: Sequence[data.Pair]) -> StepLog:
     settings = training.job.config.loss_settings()
     while True:
         logs = []
-        with training.budget:  # out of memory ends the block and halves the budget: once more
+        with training.budget:  # out of memory: gradients zeroed, budget halved, tried again
             for batch in training.micro_batches(pairs):
                 logs.append(backward(training.model, batch, training.reference, settings))
-            return StepLog.joined(logs, training.job.stop.received)
+            return StepLog.joined(logs, stopped=training.job.stop.received)
 
 
 def loop(training: Training, optimizer: torch.optim.Optimizer) -> None:
@@ -69,14 +68,15 @@ def loop(training: Training, optimizer: torch.optim.Optimizer) -> None:
     lora.train_adapters(training.model)  # dropout acts, on the LoRA path alone
     for step, pairs in training.remaining_steps():
         training.reference.follow(step)  # copies the policy, where --reference-sync is due
-        log = training.sum_over_processes(accumulate(training, pairs))  # gradients too
+        log = accumulate(training, pairs)  # its gradient is in the adapters now
+        log = training.sum_over_processes(log)  # and of all processes
         norm = clip_grad_norm_(training.parameters, config.max_grad_norm)
         rate = config.lr * schedule_factor(step, total, config.warmup_ratio, config.schedule)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["ratio"]
         metrics = step_metrics(log.pairs) | {"grad_norm": float(norm), "learning_rate": rate}
         if trouble := dpo.not_finite(metrics):
-            metrics = training.skip(step, pairs, trouble)  # raises without --skip-nonfinite
+            metrics = training.skip_or_stop(step, pairs, trouble)
         else:
             optimizer.step()
         optimizer.zero_grad()
@@ -97,7 +97,7 @@ def train(job: Job, resumed: Checkpoint | None) -> None:
         return print_rows(plan.lines())
     config = replace(config, template=text.template, checkpointing=plan.checkpointing)
 
-    # The frozen base, checked before adapters are put on it. With them off it is the reference.
+    # The frozen base, on which tries are checked against plain rows; and then adapters on it.
     base = inputs.load_hashed(config, sharded=plan.shards > 1)
     model = base.model
     check = dpo.check_sharing(model, questions.check_questions, questions.largest_id, base.layers)
@@ -111,7 +111,7 @@ def train(job: Job, resumed: Checkpoint | None) -> None:
     training.resume(optimizer, resumed)
     job.clock.lap("load")
 
-    # The reference's log-probs, once per distinct answer; held-out ones are the "before" column.
+    # With the adapters off the model is the reference: it scores every distinct answer, once.
     reference.score(training.scorer, job.world, questions, steps)
     job.clock.lap("reference")
 

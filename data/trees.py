@@ -198,8 +198,9 @@ def question_tries(prompt: Tokens, answers: Sequence[Tokens], shared: bool = Tru
 def ancestor_mask(positions: Tensor, ends: Tensor, window: int | None = None) -> Tensor:
     """Return (B, L, L) bool: may token i (row) attend to token j (column)?
 
-    `j <= i < ends[j]` holds exactly when j is i or an ancestor of i. A sliding window counts
-    positions in the text, not columns: `positions[i] - positions[j] < window`.
+    `j <= i < ends[j]` holds exactly when j is i or an ancestor of i, as the picture above shows;
+    `build_trie` makes `ends`. A sliding window counts positions in the text, not columns:
+    `positions[i] - positions[j] < window`.
     """
     column = torch.arange(ends.shape[1], device=ends.device)
     i, j = column[:, None], column[None, :]

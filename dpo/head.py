@@ -100,9 +100,10 @@ def _logits(scores: Tensor, bias: Tensor | None, head: Head) -> tuple[Tensor, Te
 class _OtherWords(torch.autograd.Function):
     """(D,): log sum_v exp z_v over the words v that are no target of a row.
 
-    One pass over the vocabulary in tiles that keeps no logits and forms the gradient forward: the
-    sum and the mean weight, sum_v q_v W_v, accumulate in float32 with a running maximum m, as in
-    online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867).
+    No logits are kept. For each tile of words their scores z are added to two running sums, of
+    exp z_v and of exp(z_v) W_v, and the next tile overwrites them. The second sum over the first is
+    the gradient, so that backward only multiplies. The sums are float32, with a running maximum m
+    as in online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867).
 
     On a CPU the mean goes without words that rounding would swallow, an idea of Cut Cross-Entropy
     (arXiv 2411.09009): of q they have at most half an epsilon of W's dtype, all tiles together.

@@ -30,7 +30,7 @@ def sigmoid(p: Pairs) -> Tensor:
     With label smoothing e, the share of pairs labelled the wrong way round (cDPO, Mitchell 2023):
     (1 - e) softplus(-m) + e softplus(m). In TRL 1.16 this loss ignores label smoothing.
     """
-    loss = F.softplus(-p.margin)  # eq. (6) of docs/math.md
+    loss = F.softplus(-p.margin)  # p.margin = beta (s+ - s-), eq. (6) of docs/math.md
     if p.label_smoothing:
         loss = (1 - p.label_smoothing) * loss + p.label_smoothing * F.softplus(p.margin)
     return loss

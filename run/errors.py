@@ -31,11 +31,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line instead of printing every flag before it."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the command line.
-
-        Raises:
-            UsageError: always.
-        """
+        """Raise a `UsageError` of one line."""
         wrong = message.partition("unrecognized arguments: ")[2].split(" ")[0]
         flags = [s for a in self._actions for s in a.option_strings]
         raise UsageError(f"{message}{closest(wrong, flags) if wrong else ''} (see --help)")

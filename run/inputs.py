@@ -122,11 +122,7 @@ class FinishedRun(NamedTuple):
 
     folder: Path
     config: Config
-
-    @property
-    def adapter(self) -> Path:
-        """Return the adapter's folder."""
-        return self.folder / "adapter"
+    adapter: Path  # its folder
 
 
 def finished_run(path: Path) -> FinishedRun:
@@ -137,4 +133,4 @@ def finished_run(path: Path) -> FinishedRun:
     """
     if not (path / "config.yaml").is_file() or not (path / "adapter").is_dir():
         raise UsageError(f"{path} is no finished run: it needs config.yaml and adapter/")
-    return FinishedRun(path, parse(["--config", str(path / "config.yaml")]))
+    return FinishedRun(path, parse(["--config", str(path / "config.yaml")]), path / "adapter")

@@ -191,7 +191,7 @@ class Training:
         self.counts.as_tries += whole.as_tries
         return whole
 
-    def skip(self, step: int, pairs: Sequence[data.Pair], trouble: str) -> dict[str, float]:
+    def skip_or_stop(self, step: int, pairs: Sequence[data.Pair], trouble: str) -> dict[str, float]:
         """Leave out a step that is not finite; return what is logged of it.
 
         Raises:
