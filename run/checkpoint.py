@@ -36,6 +36,10 @@ from run.processes import World
 
 FORMAT = 3
 TENSORS, FACTS = "state.safetensors", "state.json"
+# RuntimeError: another torch may keep the structure of parts in another way.
+UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError,
+)  # fmt: skip
 
 
 class Part(Protocol):
@@ -130,7 +134,7 @@ def load(path: Path) -> Checkpoint:
         leaves = facts["parts"] | safetensors.torch.load(content)
         parts = tree_unflatten(leaves.values(), treespec_loads(facts["structure"]))
         return Checkpoint(step, parts, facts, path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except UNREADABLE as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UsageError(f"the checkpoint {path} cannot be used: {what}") from error
 
