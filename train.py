@@ -43,7 +43,7 @@ def backward(
     pairs = dpo_loss(
         logps[chosen], logps[rejected], reference_logps[chosen], reference_logps[rejected],
         chosen_lengths=batch.lengths[chosen], rejected_lengths=batch.lengths[rejected],
-        questions=batch.questions, **loss_settings,
+        questions=batch.questions, chosen_answers=chosen, **loss_settings,
     )  # fmt: skip
     # Weights sum to 1 over a step, however it is cut: eq. (15) of docs/math.md
     (pairs.loss @ batch.weights).backward()

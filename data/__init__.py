@@ -12,14 +12,15 @@ from data.batches import (
 from data.encode import (
     EncodedQuestion,
     Encoding,
-    TextSettings,
     encode,
     encoding_file,
     of_all_lengths,
 )
 from data.gather import Reading, choose_source, load_preferences, read_preferences
+from data.mixture import ReadSettings, read_sources
 from data.prepare import Prepared, Split, prepare
 from data.question import DataError, Preference, Turn
 from data.report import Report, examine
 from data.table import Table
+from data.templates import TextSettings
 from data.trees import TreeBatch, Trie, ancestor_mask, build_trie, collate, question_tries

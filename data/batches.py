@@ -13,9 +13,10 @@ from data.encode import EncodedQuestion
 from data.question import DataError
 from data.trees import Tokens, TreeBatch, Trie, collate, question_tries
 
-Pair = tuple[int, int]  # (question, which of its rejected answers)
+Pair = tuple[int, int]  # (question, which of its pairs)
 Shuffle = Literal["questions", "pairs"]
 WeightBy = Literal["pair", "question"]
+BatchBy = Literal["pairs", "questions"]
 
 LOOKAHEAD = 64  # questions of which the fitting ones are put into a step
 
@@ -23,11 +24,11 @@ LOOKAHEAD = 64  # questions of which the fitting ones are put into a step
 def epoch_order(
     counts: Sequence[int], pairs_per_step: int, seed: int, epoch: int, shuffle: Shuffle
 ) -> list[Pair]:
-    """Return every (question, rejected answer) pair exactly once, in the order of this epoch.
+    """Return every (question, which of its pairs) exactly once, in the order of this epoch.
 
-    `counts` has the number of rejected answers of each question. `questions` keeps the pairs of a
-    question together, so that they meet in one trie; `pairs` shuffles them freely. The order
-    depends on nothing but the arguments.
+    `counts` has the number of pairs of each question. `questions` keeps the pairs of a question
+    together, so that they meet in one trie; `pairs` shuffles them freely. The order depends on
+    nothing but the arguments.
     """
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(counts)))
@@ -37,6 +38,13 @@ def epoch_order(
     pairs = [(q, k) for q in order for k in range(counts[q])]
     rng.shuffle(pairs)
     return pairs
+
+
+def question_order(count: int, seed: int, epoch: int) -> list[int]:
+    """Return the numbers of all questions in the order of this epoch."""
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
 
 
 def _few_cut(order: Iterable[int], counts: Sequence[int], n: int) -> list[Pair]:
@@ -76,17 +84,19 @@ def _few_cut(order: Iterable[int], counts: Sequence[int], n: int) -> list[Pair]:
 class Steps(NamedTuple):
     """Which pairs make which optimizer step: a function of these settings, for any process."""
 
-    counts: Sequence[int]  # rejected answers of each question
-    pairs_per_step: int
+    counts: Sequence[int]  # pairs of each question
+    per_step: int  # pairs, or questions with all of theirs
     epochs: int
     seed: int
     shuffle: Shuffle
     max_steps: int | None = None
+    batch_by: BatchBy = "pairs"
 
     @property
     def an_epoch(self) -> int:
         """The last step of an epoch holds what is left."""
-        return -(-sum(self.counts) // self.pairs_per_step)
+        whole = len(self.counts) if self.batch_by == "questions" else sum(self.counts)
+        return -(-whole // self.per_step)
 
     @property
     def total(self) -> int:
@@ -101,24 +111,35 @@ class Steps(NamedTuple):
     def pairs_before(self, step: int) -> int:
         """Count the pairs of the steps before this one."""
         epochs, steps = divmod(min(step, self.total), self.an_epoch)
-        return epochs * sum(self.counts) + min(steps * self.pairs_per_step, sum(self.counts))
+        done = epochs * sum(self.counts)
+        if self.batch_by == "pairs":
+            return done + min(steps * self.per_step, sum(self.counts))
+        order = question_order(len(self.counts), self.seed, epochs) if steps else []
+        return done + sum(self.counts[q] for q in order[: steps * self.per_step])
 
     def from_step(self, first: int = 0) -> Iterator[list[Pair]]:
         """Yield the pairs of each optimizer step, from step `first` on."""
-        n, an_epoch = self.pairs_per_step, self.an_epoch
-        order: list[Pair] = []
+        n, an_epoch = self.per_step, self.an_epoch
+        order: list[Any] = []
         for step in range(first, self.total):
             epoch, place = divmod(step, an_epoch)
             if not order or not place:
-                order = epoch_order(self.counts, n, self.seed, epoch, self.shuffle)
-            yield order[place * n : (place + 1) * n]
+                order = (
+                    question_order(len(self.counts), self.seed, epoch)
+                    if self.batch_by == "questions"
+                    else epoch_order(self.counts, n, self.seed, epoch, self.shuffle)
+                )
+            taken = order[place * n : (place + 1) * n]
+            if self.batch_by == "questions":
+                taken = [(q, k) for q in taken for k in range(self.counts[q])]
+            yield taken
 
 
 def gather(pairs: Sequence[Pair]) -> dict[int, list[int]]:
-    """Return {question: its rejected answers among `pairs`}: pairs of a question share a trie."""
+    """Return {question: its pairs among `pairs`}: pairs of a question share a trie."""
     by_question: dict[int, list[int]] = {}
-    for question, rejected in pairs:
-        by_question.setdefault(question, []).append(rejected)
+    for question, pair in pairs:
+        by_question.setdefault(question, []).append(pair)
     return by_question
 
 
@@ -146,7 +167,7 @@ class PairBatch(NamedTuple):
     """Some pairs of an optimizer step, as tries, and where their answers are among the A scored."""
 
     trees: TreeBatch
-    answers: list[tuple[int, int]]  # (question, its answer: 0 chosen, 1 + k rejected k), A of them
+    answers: list[tuple[int, int]]  # (question, its place among the question's answers), A of them
     ids: list[tuple[Tokens, Tokens]]  # (prompt, answer) of each
     chosen: Tensor  # (P,) int64 into the A answers
     rejected: Tensor  # (P,) int64
@@ -175,35 +196,35 @@ def step_batches(
     Of several processes, process `share[0]` of `share[1]` gets every `share[1]`-th question.
 
     `weight_by="question"` gives a pair 1 / K of its question's weight, where the question has K
-    rejected answers in all, so that every question weighs the same in an epoch.
+    pairs in all, so that every question weighs the same in an epoch.
     """
     by_question = gather(pairs)
-    numbers = {q: [0, *(1 + k for k in rejected)] for q, rejected in by_question.items()}
     read = {q: questions[q] for q in by_question}
+    pairs_of = {q: read[q].pairs for q in read}
+    taken = {q: [pairs_of[q][k] for k in numbers] for q, numbers in by_question.items()}
+    numbers = {q: list(dict.fromkeys(itertools.chain(*some))) for q, some in taken.items()}
+    texts = {q: {a: read[q].answers[a] for a in numbers[q]} for q in read}
     order = list(by_question)[share[0] :: share[1]]
-    tries = [
-        question_tries(read[q].prompt, [read[q].trained[a] for a in numbers[q]], shared)
-        for q in order
-    ]
-    shares = {q: 1.0 if weight_by == "pair" else 1 / len(read[q].rejected) for q in read}
+    tries = [question_tries(read[q].prompt, list(texts[q].values()), shared) for q in order]
+    shares = {q: 1.0 if weight_by == "pair" else 1 / len(pairs_of[q]) for q in read}
     whole = sum(shares[q] for q, _ in pairs)
     for group in micro_batches(tries, token_budget):
         answers = [(order[g], a) for g in group for a in numbers[order[g]]]
         place = {answer: i for i, answer in enumerate(answers)}
-        members = [(order[g], k) for g in group for k in by_question[order[g]]]
+        members = [(order[g], *pair) for g in group for pair in taken[order[g]]]
         fed = [trie for g in group for trie in tries[g]]
         yield PairBatch(
             collate(fed, shared),
             answers,
-            [(read[q].prompt, read[q].trained[a]) for q, a in answers],
-            torch.tensor([place[q, 0] for q, _ in members]),
-            torch.tensor([place[q, 1 + k] for q, k in members]),
-            torch.tensor([len(read[q].trained[a]) for q, a in answers]),
-            torch.tensor([q for q, _ in members]),
-            torch.tensor([shares[q] / whole for q, _ in members]),
+            [(read[q].prompt, texts[q][a]) for q, a in answers],
+            torch.tensor([place[q, better] for q, better, _ in members]),
+            torch.tensor([place[q, worse] for q, _, worse in members]),
+            torch.tensor([len(texts[q][a]) for q, a in answers]),
+            torch.tensor([q for q, _, _ in members]),
+            torch.tensor([shares[q] / whole for q, _, _ in members]),
             sum(
-                2 * len(read[q].prompt) + len(read[q].chosen) + len(read[q].rejected[k])
-                for q, k in members
+                2 * len(read[q].prompt) + len(texts[q][better]) + len(texts[q][worse])
+                for q, better, worse in members
             ),
             sum(len(trie.tokens) for trie in fed),
         )
@@ -221,10 +242,11 @@ def split_by_prompt(keys: Sequence[int], fraction: float, seed: int) -> tuple[li
     prompts = list(dict.fromkeys(keys))
     held_out = round(len(prompts) * fraction)
     if held_out >= len(prompts) or (fraction > 0 and held_out == 0):
+        counted = "1 question" if len(prompts) == 1 else f"{len(prompts)} questions"
         raise DataError(
-            f"--eval-fraction {fraction} of {len(prompts)} questions leaves "
-            f"{len(prompts) - held_out} to train on and {held_out} to evaluate; "
-            "choose another fraction or bring more questions"
+            f"--eval-fraction {fraction} of {counted} leaves {len(prompts) - held_out} to train on "
+            f"and {held_out} to evaluate; bring more questions, choose another fraction, or say "
+            "--eval-fraction 0 to train on all of them and measure nothing"
         )
     order = list(range(len(prompts)))
     random.Random(f"split/{seed}").shuffle(order)

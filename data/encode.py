@@ -3,37 +3,26 @@
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.gather import Reading, Watch, loosely, text_key, unwatched
-from data.question import CUT, REPEATED, SAME_TOKENS, TOO_LONG, DataError, Note, Preference
+from data.question import (
+    CUT,
+    REPEATED,
+    SAME_TOKENS,
+    TOO_LONG,
+    BadRows,
+    DataError,
+    Note,
+    Preference,
+)
 from data.table import ROWS_AT_ONCE, Table, as_notes, count_notes, key_of, open_rows, write_rows
-from data.templates import Frame, Rendered, Template, chat_frame, render
+from data.templates import Frame, Rendered, Template, TextSettings, chat_frame, render
 from data.trees import Tokens, trie_size
-
-Truncate = Literal["drop", "prompt", "never"]
-
-
-class TextSettings(NamedTuple):
-    """What of the settings decides the ids.
-
-    Args:
-        template: `plain` or `chat`.
-        max_length: the longest path, in tokens, BOS and stop token included; None: any.
-        truncate: what becomes of a longer question. `drop` leaves it out with a note, `prompt` cuts
-            the beginning of its prompt behind BOS, `never` refuses. Answers are never cut.
-        prompt_format: of the plain template, `{}` is the text.
-        answer_format: likewise.
-    """
-
-    template: Template = "plain"
-    max_length: int | None = None
-    truncate: Truncate = "drop"
-    prompt_format: str | None = None
-    answer_format: str | None = None
 
 
 class EncodedQuestion(NamedTuple):
@@ -44,16 +33,35 @@ class EncodedQuestion(NamedTuple):
     rejected: tuple[Tokens, ...]
     correct: tuple[Tokens, ...] = ()
     category: str = ""
-
-    @property
-    def trained(self) -> tuple[Tokens, ...]:
-        """Chosen, rejected ...: the answers that pairs are made of."""
-        return (self.chosen, *self.rejected)
+    grades: tuple[float, ...] = ()  # of `answers`; (): chosen and correct 1, rejected 0
+    every: bool = False  # trained on all pairs, not on those of the chosen answer alone
 
     @property
     def answers(self) -> tuple[Tokens, ...]:
         """Chosen, rejected ..., further correct ...: the order of `Preference.answers`."""
-        return (*self.trained, *self.correct)
+        return (self.chosen, *self.rejected, *self.correct)
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The pairs that are trained on, (better, worse), as places among `answers`."""
+        return self.all_pairs if self.every else [(0, 1 + k) for k in range(len(self.rejected))]
+
+    @property
+    def all_pairs(self) -> list[tuple[int, int]]:
+        """Every answer with each of lower grade; one that has two grades has the lower one."""
+        levels = self.grades or (1.0,) + (0.0,) * len(self.rejected) + (1.0,) * len(self.correct)
+        lowest: dict[Tokens, float] = {}
+        places: dict[Tokens, int] = {}
+        for place, (answer, grade) in enumerate(zip(self.answers, levels, strict=True)):
+            lowest[answer] = min(grade, lowest.get(answer, grade))
+            places.setdefault(answer, place)
+        graded = [(place, lowest[answer]) for answer, place in places.items()]
+        return [(i, j) for i, high in graded for j, low in graded if high > low]
+
+    @property
+    def trained(self) -> tuple[Tokens, ...]:
+        """The answers that pairs are made of."""
+        return self.answers if self.every else (self.chosen, *self.rejected)
 
 
 def without_stop(question: EncodedQuestion) -> EncodedQuestion:
@@ -108,7 +116,7 @@ def encode(
         longer = f"; --max-length is {text.max_length} tokens" if TOO_LONG in left else ""
         raise DataError(f"no question is left to train on: {left}{longer}")
     return Encoding(
-        Table(rows, _as_encoded, np.flatnonzero(pairs)),
+        Table(rows, partial(_as_encoded, every=text.pairs == "all"), np.flatnonzero(pairs)),
         int(columns.column("merges").to_numpy().sum()),
         int(columns.column("unknown").to_numpy().sum()),
         int(columns.column("largest_id").to_numpy().max()),
@@ -138,39 +146,70 @@ def of_all_lengths(questions: Table[EncodedQuestion], count: int = 8) -> list[En
     )
 
 
+NOTHING = EncodedQuestion((0,), (0,), ())  # in place of a question that is left out
+
+
 def _rows(
     preferences: Sequence[Preference], tokenizer: Any, text: TextSettings, watch: Watch
 ) -> Iterator[dict[str, Any]]:
     """Encode many questions at once, since the tokenizer works on a list in parallel."""
     numbered = getattr(preferences, "rows", range(len(preferences)))
-    frame = chat_frame(tokenizer) if text.template == "chat" else None
-    formats = (text.prompt_format, text.answer_format)
+    frame = chat_frame(tokenizer, text.template_kwargs) if text.template == "chat" else None
+    ends = frozenset(tokenizer.added_tokens_decoder) if text.template == "raw" else frozenset()
     items = iter(zip(numbered, watch(preferences, "Encoding", len(preferences)), strict=True))
+    bad = BadRows(text.skip_bad)
     while some := list(itertools.islice(items, ROWS_AT_ONCE)):
-        texts = [render(p, tokenizer, text.template, *formats, frame) for _, p in some]
+        texts = [_rendered(p, tokenizer, text, frame) for _, p in some]
         tokenized = _tokenize(texts, tokenizer, text.template, frame)
-        for (number, p), rendered in zip(some, texts, strict=True):
-            try:
-                prompt, answers, merges = next(tokenized)
-            except DataError as error:
-                raise DataError(f"{p.place}: {error}") from error
-            ended = [(*ids, rendered.stop) for ids in answers]
-            question, notes = _encoded(p, prompt, ended, tokenizer, text)
+        for (number, p), rendered, found in zip(some, texts, tokenized, strict=True):
+            bad.rows += 1
+            question, merges = NOTHING, 0
+            if isinstance(found, DataError):
+                where = "" if p.place in str(found) else f"{p.place}: "
+                notes = [bad.note(DataError(f"{where}{found}"), p.place)]
+            elif isinstance(rendered, Rendered):
+                question, notes = _encoded(p, found, rendered, tokenizer.bos_token_id, text, ends)
+                merges = found.merges
             about = {"row": number, "merges": merges, "notes": as_notes(notes)}
             yield _row(p, question, tokenizer.unk_token_id) | about
+    bad.check()
+
+
+def _rendered(
+    p: Preference, tokenizer: Any, text: TextSettings, frame: Frame | None
+) -> Rendered | DataError:
+    try:
+        return render(p, tokenizer, text, frame)
+    except DataError as error:
+        return error
 
 
 def _encoded(
-    p: Preference, prompt: Tokens, answers: list[Tokens], tokenizer: Any, text: TextSettings
-) -> tuple[EncodedQuestion, list[Note]]:
-    """Return a question of these ids within the longest length, and what was left out or cut."""
-    bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-    n = 1 + len(p.rejected)
-    different = [answer for answer in answers[1:n] if answer != answers[0]]
-    rejected = tuple(dict.fromkeys(different))
-    notes = [Note(SAME_TOKENS, p.place)] * (n - 1 - len(different))
-    notes += [Note(REPEATED, p.place)] * (len(different) - len(rejected))
-    question = EncodedQuestion(bos + prompt, answers[0], rejected, tuple(answers[n:]), p.category)
+    p: Preference, found: "Tokenized", rendered: Rendered, bos_id: int | None, text: TextSettings,
+    ends: frozenset[int],
+) -> tuple[EncodedQuestion, list[Note]]:  # fmt: skip
+    """Return a question of these ids within the longest length, and what was left out or cut.
+
+    An answer that ends with one of the tokens `ends` needs no stop token more.
+    """
+    bos = (bos_id,) if rendered.bos and bos_id is not None else ()
+    notes, n = list(rendered.notes), 1 + len(p.rejected)
+    answers = [ids and (ids if ids[-1] in ends else (*ids, rendered.stop)) for ids in found.answers]
+    chosen, *graded = zip(answers, p.levels, strict=True)
+    if chosen[0] is None:
+        return NOTHING, notes
+    rejected: dict[Tokens, float] = {}
+    for ids, grade in graded[: n - 1]:
+        if ids == chosen[0] or ids in rejected:
+            notes.append(Note(SAME_TOKENS if ids == chosen[0] else REPEATED, p.place))
+        elif ids:
+            rejected[ids] = grade
+    correct = [(ids, grade) for ids, grade in graded[n - 1 :] if ids]
+    levels = (chosen[1], *rejected.values(), *(grade for _, grade in correct))
+    question = EncodedQuestion(
+        bos + found.prompt, chosen[0], tuple(rejected), tuple(ids for ids, _ in correct),
+        p.category, levels if p.grades else (), text.pairs == "all",
+    )  # fmt: skip
     longest = max(map(len, question.answers))
     length = len(question.prompt) + longest
     if not text.max_length or length <= text.max_length:
@@ -182,26 +221,33 @@ def _encoded(
             f"{text.max_length}; raise it, or say --truncate drop or prompt"
         )
     if text.truncate == "prompt" and room > 0:
-        return question._replace(prompt=bos + prompt[-room:]), [*notes, Note(CUT, p.place)]
+        return question._replace(prompt=bos + found.prompt[-room:]), [*notes, Note(CUT, p.place)]
     too_long = Note(TOO_LONG, f"{p.place} {p.prompt[:60]!r}".strip())
-    return question._replace(rejected=()), [*notes, too_long]
+    return question._replace(rejected=(), correct=(), grades=()), [*notes, too_long]
 
 
 def _row(p: Preference, question: EncodedQuestion, unknown: int | None) -> dict[str, Any]:
     """Return a question as it is kept, with the numbers that order, split and report need."""
     asked = [turn.text for turn in p.history if turn.role == "user"]
     ids = list(itertools.chain(question.prompt, *question.answers))
-    twice = 2 * len(question.prompt) + len(question.chosen)
+    answers, pairs = question.answers, question.pairs
     return {
-        **question._asdict(),
+        "prompt": question.prompt,
+        "chosen": question.chosen,
+        "rejected": question.rejected,
+        "correct": question.correct,
+        "category": question.category,
+        "grades": question.grades,
         "place": p.place,
-        "ids_key": text_key(repr(question[:-1])),
+        "ids_key": text_key(repr(question[:4]) + repr(question.grades or "")),
         "key": text_key(loosely("\n".join([*asked, p.prompt]))),
         "chosen_key": text_key(loosely(p.chosen)),
-        "pairs": len(question.rejected),
+        "pairs": len(pairs),
         "prompt_length": len(question.prompt),
-        "length": len(question.prompt) + max(map(len, question.answers)),
-        "as_pairs": sum(twice + len(answer) for answer in question.rejected),
+        "length": len(question.prompt) + max(map(len, answers)),
+        "as_pairs": sum(
+            2 * len(question.prompt) + len(answers[i]) + len(answers[j]) for i, j in pairs
+        ),
         "as_trees": len(question.prompt) + sum(map(len, question.trained)),
         "as_tries": trie_size(question.prompt, question.trained),
         "unknown": 0 if unknown is None else ids.count(unknown),
@@ -209,32 +255,62 @@ def _row(p: Preference, question: EncodedQuestion, unknown: int | None) -> dict[
     }
 
 
+class Tokenized(NamedTuple):
+    """The ids of a rendered question, BOS and stop token aside."""
+
+    prompt: Tokens
+    answers: list[Tokens | None]
+    merges: int  # answers whose first letters would have fused with the prompt's last
+
+
 def _tokenize(
-    texts: Sequence[Rendered], tokenizer: Any, template: Template, frame: Frame | None
-) -> Iterator[tuple[Tokens, list[Tokens], int]]:
-    """Yield (prompt, answers, boundary merges) of each, BOS and stop token aside.
+    texts: Sequence[Rendered | DataError], tokenizer: Any, template: Template, frame: Frame | None
+) -> Iterator[Tokenized | DataError]:
+    """Yield the ids of each; an error stands for itself.
 
     In plain text `<eos>` is five letters. In a chat the template's control tokens are read as such,
     and where people's text holds the name of one too, the text is cut at the template's own.
     """
-    clean = [text for text in texts if not text.hidden]
-    whole = [t for text in clean for t in (text.prompt, *(text.prompt + a for a in text.answers))]
-    ids = iter(_token_ids(tokenizer, whole, split=template == "plain"))
+    clean = [text for text in texts if isinstance(text, Rendered) and not text.hidden]
+    whole = [
+        part for text in clean
+        for part in (text.prompt, *(text.prompt + a for a in text.answers if a is not None))
+    ]  # fmt: skip
+    ids = map(tuple, _token_ids(tokenizer, whole, split=template in ("plain", "none")))
     for text in texts:
-        if text.hidden and frame:
-            prompt = _guarded(text.prompt, text.hidden, tokenizer, frame)
-            joint = [_guarded(text.prompt + a, text.hidden, tokenizer, frame) for a in text.answers]
-        else:
-            prompt = tuple(next(ids))
-            joint = [tuple(next(ids)) for _ in text.answers]
-        answers, merges = [], 0
-        for own, both in zip(text.answers, joint, strict=True):
-            ids_of_own = both[len(prompt) :]
-            if both[: len(prompt)] != prompt:
-                merges += 1
-                ids_of_own = _alone(_restored(own, text.hidden), tokenizer)
-            answers.append(ids_of_own)
-        yield prompt, answers, merges
+        if isinstance(text, DataError):
+            yield text
+            continue
+        try:
+            yield _joint(text, ids, tokenizer, frame)
+        except DataError as error:
+            yield error
+
+
+def _joint(
+    text: Rendered, ids: Iterator[Tokens], tokenizer: Any, frame: Frame | None
+) -> Tokenized:
+    """Return the prompt's ids, and those that each answer has behind it; `ids` has the next."""
+    guarded = text.hidden and frame
+
+    def next_ids(behind: str = "") -> Tokens:
+        if guarded:
+            return _guarded(text.prompt + behind, text.hidden, tokenizer, guarded)
+        return next(ids)
+
+    prompt = next_ids()
+    answers: list[Tokens | None] = []
+    merges = 0
+    for own in text.answers:
+        both = prompt if own is None else next_ids(own)
+        behind: Tokens | None = both[len(prompt) :]
+        if own is None:
+            behind = None
+        elif both[: len(prompt)] != prompt:
+            merges += 1
+            behind = _alone(_restored(own, text.hidden), tokenizer)
+        answers.append(behind)
+    return Tokenized(prompt, answers, merges)
 
 
 def _token_ids(tokenizer: Any, texts: list[str], split: bool) -> list[list[int]]:
@@ -292,13 +368,15 @@ def _guarded(text: str, hidden: dict[str, str], tokenizer: Any, frame: Frame) ->
     return tuple(ids)
 
 
-def _as_encoded(row: dict[str, Any]) -> EncodedQuestion:
+def _as_encoded(row: dict[str, Any], every: bool) -> EncodedQuestion:
     return EncodedQuestion(
         tuple(row["prompt"]),
         tuple(row["chosen"]),
         tuple(map(tuple, row["rejected"])),
         tuple(map(tuple, row["correct"])),
         row["category"],
+        tuple(row["grades"]),
+        every,
     )
 
 
@@ -316,6 +394,7 @@ def _features() -> dict[str, Any]:
         "rejected": List(ids),
         "correct": List(ids),
         "category": Value("string"),
+        "grades": List(Value("float64")),
         "place": Value("string"),
         **{name: number for name in numbers},
         "notes": List({"reason": Value("string"), "place": Value("string")}),

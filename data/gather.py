@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.columns import Parsed, describe, late_column, parse_row, recognise
+from data.columns import Form, describe, late_column, recognise, unclaimed
+from data.parse import Parsed, parse_row
 from data.question import (
     CONTRADICTED,
     NO_PAIR,
     ON_BOTH_SIDES,
     REPEATED,
     SAME_AS_CHOSEN,
+    UNPAIRED,
+    BadRows,
     DataError,
     Note,
     Preference,
@@ -50,11 +54,17 @@ class Reading(NamedTuple):
     preferences: Table[Preference]
     columns: str  # which column was read as what
     key: str = ""  # of a large source; changes when the source or its reading does
+    parts: tuple[tuple[str, int], ...] = ()  # of several sources, how many questions each gave
 
     @property
     def small(self) -> bool:
         """Tell whether the source is read anew every time instead of stored."""
         return not self.key
+
+    @property
+    def rows(self) -> int:
+        """Count the rows that were read, kept or left out."""
+        return int(self.preferences.dataset.data.column("rows").to_numpy().sum())
 
 
 def load_preferences(source: str, columns: str | None = None) -> list[Preference]:
@@ -63,7 +73,8 @@ def load_preferences(source: str, columns: str | None = None) -> list[Preference
     Args:
         source: `builtin`, `truthfulqa`, a CSV, JSON, JSONL or Parquet file, a `save_to_disk`
             folder, or a Hub data set `owner/name[:config[:split]]`.
-        columns: `prompt=...,chosen=...,rejected=...` where the names do not tell.
+        columns: `prompt=...,chosen=...,rejected=...` where the names do not tell; see
+            `data.columns.recognise`.
 
     Raises:
         DataError: the source does not exist, cannot be read, or holds a row that is no preference.
@@ -76,34 +87,60 @@ def read_preferences(
     columns: str | None = None,
     folder: Path | None = None,
     watch: Watch = unwatched,
+    skip_bad: bool = True,
+    every: bool = False,
 ) -> Reading:
     """Read a source as `load_preferences` does; a large one is kept in `folder`, memory-mapped.
+
+    Args:
+        source: as there.
+        columns: as there.
+        folder: for large sources; None keeps them in memory.
+        watch: shows progress.
+        skip_bad: leave out rows that cannot be read, up to a share of 5%, instead of stopping.
+        every: where a row has both a pair and a graded list of answers, read the list.
 
     Raises:
         DataError: as `load_preferences`.
     """
-    from pyarrow.compute import list_value_length
-
     opened = open_source(source)
     state = opened.state()
-    read = recognise(opened.columns, columns, source)
+    form = recognise(opened.columns, opened.first, columns, source, every)
     large = folder is not None and opened.size >= SMALL
-    key = key_of(source, opened.key(), read) if large else ""
+    key = key_of(source, opened.key(), form, skip_bad) if large else ""
     file = folder / f"{key}.questions.arrow" if folder and large else None
     questions = open_rows(file)
     if questions is None:
         with tempfile.TemporaryDirectory(prefix="trie-dpo-", dir=_beside(file)) as scratch:
             first = file and Path(scratch) / "rows.arrow"
-            rows = write_rows(_parsed(opened, read, bool(columns), watch), text_features(), first)
+            parsed = _parsed(opened, form, BadRows(skip_bad), watch)
+            rows = write_rows(parsed, text_features(), first)
             if opened.state() != state:
                 raise DataError(f"{source} changed while it was read; start again")
-            questions = write_rows(_settled(rows, watch), text_features(), file)
-    kept = np.flatnonzero(list_value_length(questions.data.column("rejected")).to_numpy())
-    if not len(kept):
-        left = "; ".join(f"{reason}: {n}" for reason, (n, _) in count_notes(questions).items())
-        raise DataError(f"{source} holds no question{f' to train on: {left}' if left else ''}")
-    table = Table(questions, as_preference, kept)
-    return Reading(source, table, describe(read, opened.columns), key)
+            questions = write_rows(settled(rows, watch), text_features(), file)
+    table = Table(questions, as_preference, with_pairs(questions))
+    if not len(table):
+        raise DataError(f"{source} holds no question{_why_none(questions, form)}")
+    return Reading(source, table, describe(form, opened.columns), key)
+
+
+def with_pairs(questions: Any) -> Any:
+    """Return the numbers of the questions that have a pair left."""
+    from pyarrow.compute import list_value_length
+
+    return np.flatnonzero(list_value_length(questions.data.column("rejected")).to_numpy())
+
+
+def _why_none(questions: Any, form: Form) -> str:
+    notes = count_notes(questions)
+    left = "; ".join(f"{reason}: {n}" for reason, (n, _) in notes.items())
+    if form.kind == "single" and UNPAIRED in notes:
+        prompts = len(set(questions.data.column("prompt_key").to_pylist()))
+        return (
+            f" with answers to compare: single answers with a label are data for KTO, and of its "
+            f"{prompts} prompts none has a better and a worse one ({left}); bring rows with both"
+        )
+    return f" to train on: {left}" if left else ""
 
 
 def _beside(file: Path | None) -> Path | None:
@@ -125,11 +162,55 @@ def choose_source() -> tuple[str, str]:
 
 def as_preference(row: dict[str, Any]) -> Preference:
     """Return a row of the table as the preference that it keeps."""
-    history = tuple(Turn(turn["role"], turn["text"]) for turn in row["history"])
+    history, since = (
+        tuple(Turn(t["role"], t["text"], t["extra"]) for t in row[name])
+        for name in ("history", "since")
+    )
     return Preference(
         row["prompt"], row["chosen"], tuple(row["rejected"]), tuple(row["correct"]),
-        row["category"], history, row["verbatim"], row["place"],
+        row["category"], history, row["verbatim"], row["place"], tuple(row["grades"]), since,
+        row["tools"], tuple(row["extras"]),
     )  # fmt: skip
+
+
+Answer = tuple[str, str]  # what it says, and `Turn.extra`
+
+
+class _Joined:
+    """The rows of one prompt that prefer one answer, on the way to a question."""
+
+    def __init__(self, first: Preference) -> None:
+        self.first = first
+        self.graded = True
+        self.notes: list[Note] = []
+        self.grades: dict[Answer, float] = {}  # of the rejected, in the order they were met
+        self.correct: dict[Answer, float] = {}
+
+    def question(self, category: str) -> Parsed:
+        """Return the question and its notes."""
+        wrong, right = list(self.grades), list(self.correct)
+        noted = [*self.notes, *(Note(ON_BOTH_SIDES, self.first.place) for a in right if a in wrong)]
+        if not wrong:
+            noted.append(Note(NO_PAIR, self.first.place))
+        levels: tuple[float, ...] = ()
+        if self.graded:
+            wrong.sort(key=lambda answer: -self.grades[answer])
+            best = self.first.levels[0]
+            levels = (best, *(self.grades[a] for a in wrong), *(self.correct[a] for a in right))
+        texts, extras = zip(*[_parts(self.first)[0], *wrong, *right], strict=True)
+        n = 1 + len(wrong)
+        question = replace(
+            self.first, category=category, rejected=texts[1:n], correct=texts[n:], grades=levels,
+            extras=extras if any(extras) else (),
+        )  # fmt: skip
+        return question, noted
+
+
+def _parts(p: Preference) -> tuple[Answer, list[Answer], list[Answer]]:
+    """Return the chosen answer, the rejected and the further correct ones."""
+    answers = list(zip(p.answers, p.extras or ("",) * len(p.answers), strict=True))
+    n = 1 + len(p.rejected)
+    return answers[0], answers[1:n], answers[n:]
 
 
 def settle(rows: Sequence[Preference]) -> list[Parsed]:
@@ -139,51 +220,91 @@ def settle(rows: Sequence[Preference]) -> list[Parsed]:
     counts once. Two rows that prefer the same two answers either way contradict each other, and
     neither pair is kept. A question without a pair left is left out, with its notes. An answer that
     stands among the correct and the rejected ones, as two of TruthfulQA's do, is trained against.
+    Rows of a single graded answer make one question together.
     """
-    pairs = {(p.chosen, r) for p in rows for r in p.rejected}
-    notes: dict[str, list[Note]] = {}
-    rejected: dict[str, dict[str, None]] = {}  # in the order of their first appearance
-    correct: dict[str, dict[str, None]] = {}
-    for p in rows:
-        noted = notes.setdefault(p.chosen, [])
-        known = rejected.setdefault(p.chosen, {})
-        correct.setdefault(p.chosen, {}).update(
-            dict.fromkeys(a for a in p.correct if a != p.chosen)
-        )
-        for answer in p.rejected:
-            if answer == p.chosen:
-                noted.append(Note(SAME_AS_CHOSEN, p.place))
-            elif (answer, p.chosen) in pairs:
-                noted.append(Note(CONTRADICTED, p.place))
-            elif answer in known:
-                noted.append(Note(REPEATED, p.place))
+    single = [p for p in rows if len(p.grades) == 1 and not p.rejected]
+    if single:
+        return _settle_single(single)
+    parts = [_parts(p) for p in rows]
+    pairs = {(chosen, r) for chosen, rejected, _ in parts for r in rejected}
+    joined: dict[Answer, _Joined] = {}
+    for p, (chosen, rejected, correct) in zip(rows, parts, strict=True):
+        one = joined.setdefault(chosen, _Joined(p))
+        one.graded &= bool(p.grades)
+        grades = dict(zip([chosen, *rejected, *correct], p.levels, strict=True))
+        for answer in correct:
+            if answer != chosen:
+                one.correct.setdefault(answer, grades[chosen])
+        for answer in rejected:
+            if answer == chosen:
+                one.notes.append(Note(SAME_AS_CHOSEN, p.place))
+            elif (answer, chosen) in pairs:
+                one.notes.append(Note(CONTRADICTED, p.place))
+            elif answer in one.grades:
+                one.notes.append(Note(REPEATED, p.place))
             else:
-                known[answer] = None
-    settled: list[Parsed] = []
-    firsts: dict[str, Preference] = {}
-    for p in rows:
-        firsts.setdefault(p.chosen, p)
+                one.grades[answer] = grades[answer]
     category = next((p.category for p in rows if p.category), "")
-    for first in firsts.values():
-        known, noted = rejected[first.chosen], notes[first.chosen]
-        noted += [Note(ON_BOTH_SIDES, first.place) for a in correct[first.chosen] if a in known]
-        if not known:
-            noted.append(Note(NO_PAIR, first.place))
-        wrong, right = tuple(known), tuple(correct[first.chosen])
-        settled.append((replace(first, category=category, rejected=wrong, correct=right), noted))
-    return settled
+    return [one.question(category) for one in joined.values()]
 
 
-def _parsed(
-    opened: Source, columns: dict[str, str], given: bool, watch: Watch
-) -> Iterator[dict[str, Any]]:
-    for place, row in watch(opened.rows(list(columns.values())), "Reading rows", None):
-        if not given and (late := late_column(row, opened.columns)):
-            raise DataError(f"{place}: a column {late!r}, which the first rows lack; use --columns")
-        yield _row(*parse_row(place, row, columns), place)
+def _settle_single(rows: Sequence[Preference]) -> list[Parsed]:
+    """Join rows of one answer each: the best is the chosen one, those of lower grade rejected."""
+    grades: dict[Answer, set[float]] = {}
+    first: dict[Answer, Preference] = {}
+    notes: list[Note] = []
+    for p in rows:
+        answer = _parts(p)[0]
+        if p.grades[0] in grades.setdefault(answer, set()):
+            notes.append(Note(REPEATED, p.place))
+        grades[answer].add(p.grades[0])
+        first.setdefault(answer, p)
+    notes += [Note(CONTRADICTED, first[a].place) for a, said in grades.items() if len(said) > 1]
+    sure = {answer: min(said) for answer, said in grades.items() if len(said) == 1}
+    if len(set(sure.values())) < 2:
+        notes += [Note(UNPAIRED, first[answer].place) for answer in sure]
+        return [(replace(rows[0], grades=(), rejected=()), notes)]
+    best = max(sure.values())
+    top = [answer for answer, grade in sure.items() if grade == best]
+    one = _Joined(first[top[0]])
+    one.grades = {answer: grade for answer, grade in sure.items() if grade < best}
+    one.correct = dict.fromkeys(top[1:], best)
+    one.graded = len(set(sure.values())) > 2
+    one.notes = notes
+    return [one.question(next((p.category for p in rows if p.category), ""))]
 
 
-def _settled(rows: Any, watch: Watch) -> Iterator[dict[str, Any]]:
+def _parsed(opened: Source, form: Form, bad: BadRows, watch: Watch) -> Iterator[dict[str, Any]]:
+    known = set(opened.columns)
+    for place, row in watch(opened.rows(form.wanted), "Reading rows", None):
+        bad.rows += 1
+        if not isinstance(row, DataError):
+            _check_columns(place, row, form, known)
+        try:
+            if isinstance(row, DataError):
+                raise row
+            preference, notes = parse_row(place, row, form)
+        except DataError as error:
+            preference, notes = None, [bad.note(error, place)]
+        yield _row(preference, notes, place)
+    bad.check()
+
+
+def _check_columns(place: str, row: dict[str, Any], form: Form, known: set[str]) -> None:
+    """Refuse text in a column that the first rows lack, or that had none in them."""
+    if not row.keys() <= known:
+        if late := late_column(row, known):
+            raise DataError(
+                f"{place}: a column {late!r}, which the first rows lack; say what it is with "
+                f"--columns ROLE={late}, or {late}=- where it is not read"
+            )
+        known |= row.keys()
+    for name in form.silent:
+        if isinstance(row.get(name), str) and row[name].strip():
+            raise DataError(f"{place}: {unclaimed([name], form.columns)}")
+
+
+def settled(rows: Any, watch: Watch) -> Iterator[dict[str, Any]]:
     """Yield the questions of every prompt, and each row that has none as it is."""
     everything: Table[dict[str, Any]] = Table(rows, dict)
     keys = everything.column("prompt_key")
@@ -197,20 +318,27 @@ def _settled(rows: Any, watch: Watch) -> Iterator[dict[str, Any]]:
     together = (list(itertools.islice(in_order, len(group))) for group in groups)
     for group in watch(together, "Gathering questions", len(groups)):
         noted = [note for row in group for note in row["notes"]]
+        left = sum(row["rows"] for row in group)
         same: dict[Any, list[Preference]] = {}  # by the text itself: a key might collide
-        for p in map(as_preference, group):
+        counts: Counter[str] = Counter()  # of the rows that prefer an answer
+        for row in group:
+            p = as_preference(row)
             if p.prompt:
-                same.setdefault((p.history, p.prompt), []).append(p)
-        settled = [one for rows in same.values() for one in settle(rows)]
-        for preference, notes in settled or [(None, [])]:
+                same.setdefault((p.history, p.prompt, p.since, p.tools), []).append(p)
+                counts[p.chosen] += row["rows"]
+        questions = [one for rows in same.values() for one in settle(rows)]
+        for place, (preference, notes) in enumerate(questions or [(None, [])], start=1):
             row = _row(preference, notes, group[0]["place"])
-            yield {**row, "notes": [*noted, *row["notes"]]}
+            count = counts[preference.chosen] if preference and place < len(questions) else left
+            left -= count
+            yield {**row, "notes": [*noted, *row["notes"]], "rows": count}
             noted = []
 
 
 def _row(preference: Preference | None, notes: Iterable[Note], place: str) -> dict[str, Any]:
     p = preference or Preference("", "", (), place=place)
-    said = "\n".join([*(turn.text for turn in p.history), p.prompt])
+    turns = (*p.history, Turn("user", p.prompt), *p.since)
+    said = "\n".join([p.tools, *(t.role for t in turns), *(t.text + t.extra for t in turns)])
     return {
         "prompt": p.prompt,
         "chosen": p.chosen,
@@ -220,7 +348,12 @@ def _row(preference: Preference | None, notes: Iterable[Note], place: str) -> di
         "history": [turn._asdict() for turn in p.history],
         "verbatim": p.verbatim,
         "place": p.place,
-        "prompt_key": text_key("\n".join([*(turn.role for turn in p.history), said]) or place),
+        "grades": list(p.grades),
+        "since": [turn._asdict() for turn in p.since],
+        "tools": p.tools,
+        "extras": list(p.extras),
+        "rows": 1,
+        "prompt_key": text_key(said if p.prompt else place),
         "notes": as_notes(notes),
     }
 

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.batches import split_by_prompt
-from data.encode import EncodedQuestion, TextSettings, encode, encoding_file, of_all_lengths
+from data.encode import EncodedQuestion, encode, encoding_file, of_all_lengths
 from data.gather import Reading, Watch, unwatched
-from data.report import Report, examine
-from data.table import Table
+from data.question import DataError
+from data.report import Report, examine, losses_of
+from data.table import Table, joined
+from data.templates import TextSettings
 
 
 class Prepared(NamedTuple):
@@ -36,6 +38,7 @@ class Split(NamedTuple):
 
     fraction: float
     seed: int
+    apart: Reading | None = None  # a source of their own, in place of the fraction
 
 
 def prepare(
@@ -49,12 +52,25 @@ def prepare(
     """Encode what was read, hold some questions out, and report; `folder` keeps large sources.
 
     Raises:
-        DataError: as `encode` and `split_by_prompt`.
+        DataError: as `encode` and `split_by_prompt`; it says first what was left out before.
     """
-    file = encoding_file(folder, reading, tokenizer, text)
-    encoding = encode(reading.preferences, tokenizer, text, file, watch)
-    questions = encoding.questions
-    sides = split_by_prompt(questions.column("key").tolist(), split.fraction, split.seed)
-    report = examine(reading, encoding, tokenizer, sides, text)
+    read = [reading, split.apart] if split.apart else [reading]
+    encodings = [
+        encode(one.preferences, tokenizer, text, encoding_file(folder, one, tokenizer, text), watch)
+        for one in read
+    ]
+    questions = joined([encoding.questions for encoding in encodings])
+    losses = losses_of(read, encodings)
+    if split.apart:
+        count = len(encodings[0].questions)
+        sides = (list(range(count)), list(range(count, len(questions))))
+    else:
+        try:
+            keys = questions.column("key").tolist()
+            sides = split_by_prompt(keys, split.fraction, split.seed)
+        except DataError as error:
+            raise DataError("; ".join([*losses, str(error)])) from None
+    report = examine(read, encodings, tokenizer, sides, text)
     train, held_out = map(questions.select, sides)
-    return Prepared(train, held_out, questions, encoding.largest_id, report)
+    largest = max(encoding.largest_id for encoding in encodings)
+    return Prepared(train, held_out, questions, largest, report)

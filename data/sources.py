@@ -3,12 +3,15 @@
 `save_to_disk` folders and the Hub are read by `datasets`, Parquet files by the `pyarrow` below it,
 since `datasets` takes a path for a pattern and keeps a copy by its time. CSV and JSON are read by
 the standard library, since the readers of `datasets` guess types: an answer "None" becomes a null,
-a column of years numbers, a date in JSON a timestamp, and their errors name no line.
+a column of years numbers, a date in JSON a timestamp, and their errors name no line. A row that
+cannot be read is handed on as the error that names it, since the rows behind it may be right.
 """
 
 import csv
 import hashlib
 import http.client
+import io
+import itertools
 import json
 import os
 import re
@@ -23,8 +26,12 @@ from data.question import DataError
 BUILTIN = Path(__file__).with_name("misconceptions.csv")
 TRUTHFULQA = "truthfulqa/truthful_qa"
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+FIRST_ROWS = 1000  # tell the columns and what they hold
+WRAPPERS = ("data", "rows", "train", "examples", "instances")  # names of a list of rows
+PACKED = {".gz": "gzip", ".zst": "zstd"}  # behind any of them but the last
 
 Row = dict[str, Any]
+Placed = tuple[str, Row | DataError]  # where it stands, and the row, or why there is none
 csv.field_size_limit(sys.maxsize)  # an answer may be longer than the module's 128 KiB
 
 
@@ -32,7 +39,8 @@ class Source(NamedTuple):
     """Rows that can be read again and again."""
 
     columns: list[str]
-    rows: Callable[[list[str]], Iterator[tuple[str, Row]]]  # columns wanted -> (place, row)
+    first: list[Row]  # some of the first rows, which tell what the columns hold
+    rows: Callable[[list[str] | None], Iterator[Placed]]  # columns wanted, None: all that are text
     size: int  # bytes
     key: Callable[[], str]  # changes when the content does; a file is read for it
     state: Callable[[], Any] = lambda: None  # changes when somebody writes to it
@@ -62,12 +70,29 @@ def open_source(source: str) -> Source:
             return _file(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    if path.suffix.lower() not in SUFFIXES and re.fullmatch(r"[\w.-]+/[\w.-]+(:[^/]*)*", source):
+    if _suffix(path) not in SUFFIXES and re.fullmatch(r"[\w.-]+/[\w.-]+(:[^/]*)*", source):
         return _hub(source)
     raise DataError(
         f"there is no file {path}; --data takes 'builtin', 'truthfulqa', a file ("
         f"{', '.join(SUFFIXES)}), a folder of save_to_disk, or a data set of the Hub (owner/name)"
     )
+
+
+def _suffix(path: Path) -> str:
+    """Return what kind of file it is, packed or not."""
+    packed = path.suffix.lower() in PACKED
+    return (Path(path.stem) if packed else path).suffix.lower()
+
+
+def _text(path: Path, newline: str | None = None) -> Any:
+    """Open a text file, which may be packed."""
+    packed = PACKED.get(path.suffix.lower())
+    if not packed:
+        return path.open(encoding="utf-8-sig", newline=newline)
+    import pyarrow
+
+    unpacked: Any = pyarrow.input_stream(str(path), compression=packed)
+    return io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline=newline)
 
 
 def hub_answers(name: str = TRUTHFULQA, seconds: float = 3.0) -> bool:
@@ -89,12 +114,16 @@ def _offline() -> bool:
 
 
 def _file(path: Path) -> Source:
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise DataError(f"{path}: rows are read from {', '.join(SUFFIXES)}; convert it to one")
+    suffix = _suffix(path)
+    if suffix not in SUFFIXES or (suffix == ".parquet" != path.suffix.lower()):
+        packed = ", ".join(PACKED)
+        raise DataError(
+            f"{path}: rows are read from {', '.join(SUFFIXES)} (texts also with {packed} behind); "
+            "convert it to one"
+        )
     lines = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(suffix, _json)
 
-    def rows(wanted: list[str]) -> Iterator[tuple[str, Row]]:
+    def rows(wanted: list[str] | None) -> Iterator[Placed]:
         try:
             yield from lines(path, wanted)
         except UnicodeDecodeError as error:
@@ -116,19 +145,34 @@ def _file(path: Path) -> Source:
         pass
     if not path.stat().st_size:
         raise DataError(f"{path} is empty; it needs rows")
+    columns: list[str] = []
     if lines is _csv:
         columns = _header(path)
     elif lines is _parquet:
         columns = _parquet_file(path).schema_arrow.names
-    else:  # the first rows tell; one that lacks a column complains itself
-        first = (row for row, _ in zip(rows([]), range(100), strict=False))
-        columns = list(dict.fromkeys(name for _, row in first for name in row))
-    return Source(columns, rows, path.stat().st_size, key, state)
+    first = _first(rows)
+    # of JSON the first rows tell; one that lacks a column complains itself
+    columns = columns or list(dict.fromkeys(name for row in first for name in row))
+    return Source(columns, first, rows, path.stat().st_size, key, state)
+
+
+def _first(rows: Callable[[None], Iterator[Placed]]) -> list[Row]:
+    """Return the first rows that can be read.
+
+    Raises:
+        DataError: there are some, but not one of them can be read.
+    """
+    found = [row for _, row in itertools.islice(rows(None), FIRST_ROWS)]
+    read = [row for row in found if not isinstance(row, DataError)]
+    for wrong in found:
+        if not read and isinstance(wrong, DataError):
+            raise wrong
+    return read
 
 
 def _header(path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with _text(path, newline="") as file:
             names: list[str] = next(_reader(path, file), [])
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a UTF-8 CSV: {error}") from error
@@ -138,12 +182,12 @@ def _header(path: Path) -> list[str]:
 
 
 def _reader(path: Path, file: Any) -> Any:
-    return csv.reader(file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    return csv.reader(file, strict=True, delimiter="\t" if _suffix(path) == ".tsv" else ",")
 
 
-def _csv(path: Path, wanted: list[str]) -> Iterator[tuple[str, Row]]:
+def _csv(path: Path, wanted: list[str] | None) -> Iterator[Placed]:
     """Every record of a CSV, under the line that it ends on."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _text(path, newline="") as file:
         reader = _reader(path, file)
         try:
             names = next(reader)
@@ -156,45 +200,93 @@ def _csv(path: Path, wanted: list[str]) -> Iterator[tuple[str, Row]]:
             ) from error
 
 
-def _record(place: str, names: list[str], cells: list[str]) -> Row:
+def _record(place: str, names: list[str], cells: list[str]) -> Row | DataError:
     if len(cells) != len(names):
-        raise DataError(
+        return DataError(
             f"{place}: {len(cells)} cells under {len(names)} columns "
             f"({', '.join(map(repr, names))}); quote commas, fill missing cells"
         )
     if any("\0" in cell for cell in cells):
-        raise DataError(f"{place}: a NUL byte, which text has none of; save as UTF-8")
+        return DataError(f"{place}: a NUL byte, which text has none of; save as UTF-8")
     return dict(zip(names, cells, strict=True))
 
 
-def _json(path: Path, wanted: list[str]) -> Iterator[tuple[str, Row]]:
-    """Every object of a JSON list, or of a file that holds one object a line."""
-    with path.open(encoding="utf-8-sig") as file:
-        start, name = file.read(4096).lstrip()[:1], _shown(path)
-        file.seek(0)
-        if start == "[":
-            values = _loads(file.read(), f"{path}")
-            placed = ((f"{name}, row {i}", value) for i, value in enumerate(values, start=1))
-        else:
-            lines = ((f"{name}, line {i}", line) for i, line in enumerate(file, start=1))
-            placed = ((place, _loads(line, place)) for place, line in lines if line.strip())
-        for place, value in placed:
-            if not isinstance(value, dict):
-                raise DataError(f"{place}: {_short(value)} is no object; rows look like {{...}}")
-            yield place, value
+def _json(path: Path, wanted: list[str] | None) -> Iterator[Placed]:
+    """Every object of a file with one a line, or every row of a file that is a single value."""
+    name, values = _shown(path), _single_value(path)
+    if values is not None:
+        for number, value in enumerate(values, start=1):
+            place = f"{name}, row {number}"
+            yield place, value if isinstance(value, dict) else _no_object(value, place)
+        return
+    with _text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                place = f"{name}, line {number}"
+                value = _loads(line, place)
+                fits = isinstance(value, dict | DataError)
+                yield place, value if fits else _no_object(value, place)
+
+
+def _no_object(value: Any, place: str) -> DataError:
+    return DataError(f"{place}: {_short(value)} is no object; rows look like {{...}}")
+
+
+def _single_value(path: Path) -> list[Any] | None:
+    """Return the rows of a file that is one JSON value; None where every line is a value."""
+    name = _shown(path)
+    with _text(path) as file:
+        first = next(filter(str.strip, file), "")
+        alone = first.lstrip()[:1] == "[" or not any(map(str.strip, file))
+    if not first or (not alone and not isinstance(_loads(first, name), DataError)):
+        return None
+    with _text(path) as file:
+        value = _loads(file.read(), name)
+    if not isinstance(value, DataError):
+        return _rows_of(value)
+    if alone:
+        raise value
+    return None  # lines, of which the first is damaged
+
+
+def _rows_of(value: Any) -> list[Any]:
+    """Return the rows of one JSON value: a list of them, an object around it, or one of columns."""
+    if not isinstance(value, dict):
+        return value if isinstance(value, list) else [value]
+    held = [v for k, v in value.items() if k in WRAPPERS or len(value) == 1]
+    if len(held) == 1 and isinstance(held[0], list) and all(isinstance(r, dict) for r in held[0]):
+        return held[0]
+    columns = list(value.values())
+    if all(isinstance(c, dict) for c in columns) and len({tuple(c) for c in columns}) == 1:
+        columns = [list(c.values()) for c in columns]  # as pandas writes it: by row number
+    told = all(isinstance(c, list) and c and not _is_message(c[0]) for c in columns)
+    if columns and told and len({len(c) for c in columns}) == 1:
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    return [value]
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and bool({"role", "from"} & value.keys())
 
 
 def _loads(text: str, place: str) -> Any:
+    """Return a JSON value, or the error that says why there is none."""
+    repeated: list[str] = []
+
     def unique(pairs: list[tuple[str, Any]]) -> Row:
-        names = [name for name, _ in pairs]
-        if repeated := next((name for name in names if names.count(name) > 1), None):
-            raise DataError(f"{place}: the name {repeated!r} comes twice in one object; drop one")
-        return dict(pairs)
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            names = [name for name, _ in pairs]
+            repeated.extend(name for name in names if names.count(name) > 1)
+        return row
 
     try:
-        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=unique)
+        value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
-        raise DataError(f"{place}: not valid JSON ({error})") from error
+        return DataError(f"{place}: not valid JSON ({error})")
+    if repeated:
+        return DataError(f"{place}: the name {repeated[0]!r} comes twice in one object; drop one")
+    return value
 
 
 def _parquet_file(path: Path) -> Any:
@@ -208,7 +300,7 @@ def _parquet_file(path: Path) -> Any:
         raise DataError(f"{path} could not be read as Parquet: {first}") from error
 
 
-def _parquet(path: Path, wanted: list[str]) -> Iterator[tuple[str, Row]]:
+def _parquet(path: Path, wanted: list[str] | None) -> Iterator[Placed]:
     import pyarrow
 
     number = 0
@@ -288,14 +380,17 @@ def _dataset(name: str, described: str, load: Callable[[Any], Any]) -> Source:
         first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise DataError(f"{described} could not be read: {first}") from error
 
-    def rows(wanted: list[str]) -> Iterator[tuple[str, Row]]:
-        number = 0  # columns that are not wanted may hold pictures, or anything
+    # columns that are not wanted may hold pictures, or anything that takes time to decode
+    plain = [n for n, feature in dataset.features.items() if not hasattr(feature, "decode_example")]
+
+    def rows(wanted: list[str] | None) -> Iterator[Placed]:
+        number, columns = 0, plain if wanted is None else wanted
         try:
-            for number, row in enumerate(dataset.select_columns(wanted), start=1):
+            for number, row in enumerate(dataset.select_columns(columns), start=1):
                 yield f"{name}, row {number}", row
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             where = f"{described} could not be read behind row {number}"
             raise DataError(f"{where}: {error}") from error
 
     size, name_of_content = dataset.data.nbytes, str(dataset._fingerprint)
-    return Source(dataset.column_names, rows, size, lambda: name_of_content)
+    return Source(dataset.column_names, _first(rows), rows, size, lambda: name_of_content)

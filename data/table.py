@@ -61,6 +61,18 @@ class Table(Sequence[Item], Generic[Item]):
         return self.dataset.data.column(name).to_numpy()[self.rows]
 
 
+def joined(tables: Sequence[Table[Item]]) -> Table[Item]:
+    """Return the items of several tables of the same kind as one."""
+    import datasets
+
+    if len(tables) == 1:
+        return tables[0]
+    starts = np.cumsum([0, *(len(table.dataset) for table in tables)])
+    rows = [table.rows + start for table, start in zip(tables, starts, strict=False)]
+    whole = datasets.concatenate_datasets([table.dataset for table in tables])
+    return Table(whole, tables[0].read, np.concatenate(rows))
+
+
 def open_rows(file: Path | None) -> Any:
     """Map what `write_rows` wrote; None where there is nothing, or nothing whole."""
     import datasets
@@ -143,9 +155,14 @@ def text_features() -> dict[str, Any]:
         "rejected": List(text),
         "correct": List(text),
         "category": Value("string"),
-        "history": List({"role": Value("string"), "text": text}),
+        "history": List({"role": Value("string"), "text": text, "extra": text}),
         "verbatim": Value("bool"),
         "place": Value("string"),
+        "grades": List(Value("float64")),
+        "since": List({"role": Value("string"), "text": text, "extra": text}),
+        "tools": text,
+        "extras": List(text),
+        "rows": Value("int64"),  # that were read for it
         "prompt_key": Value("int64"),  # the prompt with its history
         "notes": List({"reason": Value("string"), "place": Value("string")}),
     }

@@ -4,7 +4,7 @@
 
 s(y) is the log-ratio of policy to reference, in nats. The loss is the negative log-likelihood of a
 person's choice, if y+ is preferred to y- with probability sigma(beta (s+ - s-)). `docs/math.md`
-derives it, and `dpo.losses` has twelve other losses. Shape legend: P pairs.
+derives it, and `dpo.losses` has thirteen other losses. Shape legend: P pairs.
 """
 
 from typing import NamedTuple
@@ -51,6 +51,7 @@ def dpo_loss(
     chosen_lengths: Tensor | None = None,
     rejected_lengths: Tensor | None = None,
     questions: Tensor | None = None,
+    chosen_answers: Tensor | None = None,
 ) -> DPOLoss:
     """Return the loss of each pair: log(1 + exp(-beta (s+ - s-))) or another of the family.
 
@@ -70,7 +71,8 @@ def dpo_loss(
             2404.19733, eq. 1). TRL's `sft` averages over the tokens of the batch instead.
         chosen_lengths: (P,) tokens of y+, for ipo, sigmoid-norm and sft_weight.
         rejected_lengths: (P,) tokens of y-, for ipo and sigmoid-norm.
-        questions: (P,) the question of each pair, for the group loss.
+        questions: (P,) the question of each pair, for the losses group and ranking.
+        chosen_answers: (P,) the chosen answer of each pair, a number, for the ranking loss.
 
     Raises:
         ValueError: the settings do not make a loss, or lengths or questions are missing.
@@ -86,6 +88,7 @@ def dpo_loss(
         chosen_lengths=chosen_lengths,
         rejected_lengths=rejected_lengths,
         questions=questions,
+        chosen_answers=chosen_answers,
     )
     losses = sigmoid(pairs) if loss == "sigmoid" else FORMULAS[loss](pairs)
     if sft_weight:

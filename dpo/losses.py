@@ -16,12 +16,14 @@ from torch import Tensor
 
 Loss = Literal[
     "sigmoid", "hinge", "ipo", "robust", "exo", "nca", "bco", "sppo", "apo-zero", "apo-down",
-    "discopop", "sigmoid-norm", "group",
+    "discopop", "sigmoid-norm", "group", "ranking",
 ]  # fmt: skip
 Divergence = Literal["reverse-kl", "forward-kl", "js", "alpha"]
 
 SMOOTHED = ("sigmoid", "robust", "exo")  # losses that define label smoothing
-DIVERGENT = ("sigmoid", "hinge", "ipo", "robust", "exo", "discopop", "sigmoid-norm", "group")
+DIVERGENT = (
+    "sigmoid", "hinge", "ipo", "robust", "exo", "discopop", "sigmoid-norm", "group", "ranking",
+)  # fmt: skip
 LARGEST_EXPONENT = 40.0  # e^40 = 2e17: beyond it a divergence's score is held, and stays finite
 DISCOPOP_TEMPERATURE = 0.05  # the paper's
 
@@ -36,6 +38,7 @@ class Pairs(NamedTuple):
     chosen_lengths: Tensor | None  # tokens of y+, its stop token included
     rejected_lengths: Tensor | None
     questions: Tensor | None  # pairs of one question have the same number
+    chosen_answers: Tensor | None = None  # pairs of one chosen answer have the same number
 
     @property
     def margin(self) -> Tensor:
@@ -152,18 +155,46 @@ def group(p: Pairs) -> Tensor:
     if p.questions is None:
         raise ValueError("the group loss needs the question of each pair")
     _, place = p.questions.unique(return_inverse=True)  # (P,) which of the Q questions
-    most = torch.full_like(p.margin[: int(place.max()) + 1], -torch.inf)
-    most = most.scatter_reduce(0, place, -p.margin.detach(), "amax")
-    # log-sum-exp over the pairs of a question, its largest term taken out
-    parts = torch.exp(-p.margin - most[place])
+    return _first_of(p.margin, place)[place]
+
+
+def ranking(p: Pairs) -> Tensor:
+    """All pairs of a question at once, where its answers have more than two grades.
+
+        sum_i -log [e^(beta s_i) / (e^(beta s_i) + sum over j of lower grade e^(beta s_j))]
+
+    The likelihood of the grades: each answer comes first among itself and those below it. It is the
+    Plackett-Luce likelihood of a whole ranking (Rafailov et al. 2023, appendix A.3, eq. 20) where
+    no two grades are alike, and answers of one grade are not compared. With one answer above the
+    rest it is `group`, and with two answers DPO. Each pair carries the loss of its question.
+    """
+    if p.questions is None or p.chosen_answers is None:
+        raise ValueError("the ranking loss needs the question and chosen answer of each pair")
+    _, place = p.chosen_answers.unique(return_inverse=True)  # (P,) which of the C chosen answers
+    terms = _first_of(p.margin, place)  # (C,)
+    _, question = p.questions.unique(return_inverse=True)  # (P,) which of the Q questions
+    owner = torch.zeros_like(terms, dtype=torch.long).scatter(0, place, question)  # (C,)
+    sums = torch.zeros_like(terms).index_add(0, owner, terms)  # (C,), of which Q are used
+    return sums[question]  # eq. (22) of docs/math.md
+
+
+def _first_of(margin: Tensor, place: Tensor) -> Tensor:
+    """Return (G,) -log of the chance that a group's chosen answer comes first in it.
+
+    softplus(log sum_k e^(-m_k)) over the pairs k of a group; `place` is (P,), the group of each.
+    """
+    most = torch.full_like(margin[: int(place.max()) + 1], -torch.inf)
+    most = most.scatter_reduce(0, place, -margin.detach(), "amax")
+    # log-sum-exp over the pairs of a group, its largest term taken out
+    parts = torch.exp(-margin - most[place])
     sums = torch.zeros_like(most).index_add(0, place, parts)
-    return F.softplus(most + sums.log())[place]  # eq. (8) of docs/math.md
+    return F.softplus(most + sums.log())  # eq. (8) of docs/math.md
 
 
 FORMULAS: dict[Loss, Callable[[Pairs], Tensor]] = {
     "hinge": hinge, "ipo": ipo, "robust": robust, "exo": exo, "nca": nca, "bco": bco, "sppo": sppo,
     "apo-zero": apo_zero, "apo-down": apo_down, "discopop": discopop, "sigmoid-norm": sigmoid_norm,
-    "group": group,
+    "group": group, "ranking": ranking,
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ as HTML nor as metadata.
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +28,10 @@ from run.console import MEASURES
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 # Said elsewhere in the card, or of no effect on what was trained.
 LEFT_OUT = (
-    "model", "revision", "data", "device", "save_every", "keep", "skip_nonfinite", "merge",
+    "model", "revision", "data", "eval_data", "device", "save_every", "keep", "skip_nonfinite", "merge",
     "tracker",
 )  # fmt: skip
-PATHS = ("adapter",)  # whose folders are nobody's business
+PATHS = ("adapter", "chat_template")  # whose folders are nobody's business
 
 
 class Check(NamedTuple):
@@ -101,7 +101,10 @@ def model_card(
         json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("evaluation", "summary", "samples")
     )
-    on_hub, drift = base_on_hub(config["model"]), dpo.Drift(**results["drift"])
+    on_hub = base_on_hub(config["model"])
+    drift = dpo.Drift(**results["drift"]) if results["questions"] else None
+    trained = [s for s in facts["sources"] if not s["held_out"]]
+    apart = [s for s in facts["sources"] if s["held_out"]]
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"literal": literal, "fenced": fenced}
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -110,8 +113,9 @@ def model_card(
         on_hub=on_hub,
         loadable=repr(on_hub or "THE_BASE"),
         repo=repr(repo),
-        data=public_name(config["data"]),
-        contaminated="truthfulqa" in config["data"].lower(),
+        data=_counted(trained),
+        apart=_counted(apart),
+        contaminated=any("truthfulqa" in s["source"].lower() for s in trained),
         gemma_terms=lora.GEMMA_TERMS,
         adapter_only=adapter_only,
         config=config,
@@ -120,13 +124,20 @@ def model_card(
         measures=MEASURES,
         check=check,
         drift=drift,
-        remark=dpo.remark(drift),
+        remark=dpo.remark(drift) if drift else "",
         samples=[_sample(sample) for sample in samples],
         versions=", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         settings=settings_shown(config),
     )
     metadata = _metadata(run, config, results, adapter_only)
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
+
+
+def _counted(sources: Sequence[Mapping[str, Any]]) -> str:
+    """Return the names of sources, each with its questions where there are several."""
+    names = [public_name(source["source"]) for source in sources]
+    counts = [f" ({source['questions']:,} questions)" for source in sources]
+    return ", ".join(map("".join, zip(names, counts, strict=True)) if len(names) > 1 else names)
 
 
 def _sample(sample: Mapping[str, Any]) -> str:
@@ -142,17 +153,18 @@ def _metadata(
     run: Path, config: Mapping[str, Any], results: Mapping[str, Any], adapter_only: bool
 ) -> ModelCardData:
     base, name = base_on_hub(config["model"]), run.resolve().name
-    data_set = data_on_hub(config["data"])
+    data_sets = [found for source in config["data"] if (found := data_on_hub(source))]
+    tested = config["eval_data"] or config["data"]
     measured = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=data_set or "other",
-            dataset_name=f"{public_name(config['data'])}, held-out questions",
+            dataset_type=data_on_hub(tested[0]) or "other",
+            dataset_name=f"{', '.join(map(public_name, tested))}, held-out questions",
             metric_type=measure,
             metric_name=MEASURES[measure],
             metric_value=round(results["after"][measure], 4),
         )
-        for measure in ("mc1", "mc2", "pair_accuracy")
+        for measure in ("mc1", "mc2", "pair_accuracy") if results["questions"]
     ]
     return ModelCardData(
         model_name=name,
@@ -162,6 +174,6 @@ def _metadata(
         pipeline_tag="text-generation",
         tags=["dpo", "lora", "preference-optimization", "trie-dpo"],
         license="gemma" if base and "gemma" in base else None,
-        datasets=[data_set] if data_set else None,
-        eval_results=measured,
+        datasets=data_sets or None,
+        eval_results=measured or None,
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -12,9 +13,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from data import TextSettings
-from data.batches import Shuffle, WeightBy
-from data.encode import Truncate
-from data.templates import Template
+from data.batches import BatchBy, Shuffle, WeightBy
+from data.templates import BadRows, PairsOf, Rewritten, Template, Truncate
 from dpo import Divergence, Loss, Measure, Schedule, check_loss
 from lora.base.checkpointing import Checkpointing
 from lora.base.compiling import Compile
@@ -98,11 +98,29 @@ class Config:
         None, "steps after which the policy becomes the reference", "1 or more"
     )
 
-    data: str = flag(
-        "auto", "file, folder, Hub id[:config:split], builtin, or truthfulqa", group="data"
+    data: tuple[str, ...] = flag(
+        ("auto",), "files, folders, Hub ids[:config[:split]], builtin, or truthfulqa; of each a "
+        "share (FILE:0.5) or a number of questions (FILE:500)", "at least one name", group="data"
+    )  # fmt: skip
+    columns: str | None = flag(
+        None, "ROLE=COLUMN,... where names do not tell; prompt=A+B joins, COLUMN=- is not read"
     )
-    columns: str | None = flag(None, "prompt=...,chosen=...,rejected=... where names do not tell")
-    template: Literal["auto", Template] = flag("auto", "how a question becomes text")
+    eval_data: tuple[str, ...] = flag((), "hold these out, and train on all of --data")
+    eval_fraction: float = flag(
+        0.2, "share of the questions held out; 0 trains on all and measures nothing",
+        "0 or more and below 1",
+    )  # fmt: skip
+    bad_rows: BadRows = flag("skip", "leave out rows that cannot be read, up to 5%, or stop")
+    pairs: Literal["auto", PairsOf] = flag(
+        "auto", "the best answer against each of lower grade, or all against each of lower grade; "
+        "auto: best, for --loss ranking all"
+    )  # fmt: skip
+    template: Literal["auto", Template] = flag(
+        "auto", "how a question becomes text; none: as it stands, raw: control tokens in it obeyed"
+    )
+    chat_template: str | None = flag(None, "a file with the chat template to use")
+    template_kwargs: tuple[str, ...] = flag((), "NAME=VALUE given to the chat template")
+    rewritten: Rewritten = flag("drop", "answers that the chat template changes: drop or keep them")
     prompt_format: str | None = flag(None, "of the plain template; {} is the text")
     answer_format: str | None = flag(None, "likewise")
     max_length: int | None = flag(
@@ -111,7 +129,6 @@ class Config:
     truncate: Truncate = flag(
         "drop", "longer questions, cut the beginning of their prompt, or stop"
     )
-    eval_fraction: float = flag(0.2, "share of the questions held out", "between 0 and 1")
     shuffle: Shuffle = flag("questions", "what is shuffled: whole questions or single pairs")
 
     lr: float = flag(5e-4, "peak learning rate", "above 0", group="training")
@@ -120,6 +137,7 @@ class Config:
     batch_size: int = flag(
         2, "pairs; times --grad-accum it is the pairs of an optimizer step", "1 or more"
     )
+    batch_by: BatchBy = flag("pairs", "what --batch-size counts: pairs, or questions uncut")
     grad_accum: int = flag(
         4, "see --batch-size; memory is bounded by tokens, not by this", "1 or more"
     )
@@ -172,6 +190,7 @@ class Config:
             raise UsageError(f"--loss {self.loss}: {error}") from None
         self.patterns("rank_pattern", int)
         self.patterns("alpha_pattern", float)
+        self.given_to_template()
         for name in ("prompt_format", "answer_format"):
             text = getattr(self, name)
             if text is not None and text.count("{}") != 1:
@@ -180,8 +199,19 @@ class Config:
     def _contradictions(self) -> dict[str, object]:
         """Return what to say of settings that contradict each other, and whether they do."""
         return {
-            "--loss group needs a question's answers in one step: --shuffle questions":
-                self.loss == "group" and self.shuffle == "pairs",
+            f"--loss {self.loss} needs a question's answers in one step: --shuffle questions":
+                self.loss in ("group", "ranking") and self.shuffle == "pairs",
+            "--loss group compares the best answer alone; with --pairs all it is --loss ranking":
+                self.loss == "group" and self.pairs == "all",
+            "--loss ranking compares all answers; with --pairs best it is --loss group":
+                self.loss == "ranking" and self.pairs == "best",
+            "--batch-by questions takes whole questions: --shuffle questions":
+                self.batch_by == "questions" and self.shuffle == "pairs",
+            "--eval-every needs questions to measure: an --eval-fraction above 0, or --eval-data":
+                self.eval_every and not self.eval_fraction and not self.eval_data,
+            "--chat-template and --template-kwargs are for --template chat":
+                self.template not in ("auto", "chat")
+                and (self.chat_template or self.template_kwargs),
             "--reference-sync moves a reference that --reference-free does without":
                 self.reference_sync and self.reference_free,
             "--reference-adapter needs --adapter, the adapter to start from":
@@ -210,13 +240,41 @@ class Config:
         template = self.template
         if template == "auto":
             template = "chat" if tokenizer.chat_template and not formats else "plain"
-        if template == "chat" and formats:
+        if template != "plain" and formats:
             raise UsageError(f"{_flag(formats[0])} is for --template plain")
+        if template == "plain" and self.template_kwargs:
+            raise UsageError("--template-kwargs: the tokenizer has no chat template to give it to")
         prompt_format, answer_format = (
             text and text.replace("\\n", "\n") for text in (self.prompt_format, self.answer_format)
         )
         longest = self.max_length or limit
-        return TextSettings(template, longest, self.truncate, prompt_format, answer_format)
+        return TextSettings(
+            template, longest, self.truncate, prompt_format, answer_format,
+            json.dumps(self.given_to_template()), self.rewritten, self.bad_rows == "skip",
+            "all" if self.every_pair else "best",
+        )  # fmt: skip
+
+    @property
+    def every_pair(self) -> bool:
+        """Tell whether each answer is compared with each of lower grade."""
+        return self.pairs == "all" or self.loss == "ranking"
+
+    def given_to_template(self) -> dict[str, Any]:
+        """Return what the chat template is given besides: `enable_thinking=false` is False.
+
+        Raises:
+            UsageError: one has another form.
+        """
+        given: dict[str, Any] = {}
+        for item in self.template_kwargs:
+            name, equals, value = item.partition("=")
+            if not equals or not name.isidentifier():
+                raise UsageError(f"--template-kwargs {item!r} is not NAME=VALUE")
+            try:
+                given[name] = json.loads(value)
+            except ValueError:
+                given[name] = value  # a text without quotes
+        return given
 
     def patterns(self, name: str, kind: Callable[[str], Number]) -> dict[str, Number]:
         """Read NAME=NUMBER settings.
@@ -256,11 +314,10 @@ class Config:
             for name, value in dataclasses.asdict(self).items()
             if name not in ("output_dir", "debug", "resume", "plan", "push_to_hub", "private")
         }
-        for name in ("model", "adapter", "data"):
-            value = settings[name]
-            local = Path(value).expanduser() if value not in (None, *KEYWORDS) else None
-            if local and local.exists():
-                settings[name] = str(local.resolve())
+        for name in ("model", "adapter", "chat_template"):
+            settings[name] = _whole_path(settings[name])
+        for name in ("data", "eval_data"):
+            settings[name] = [_whole_path(source) for source in settings[name]]
         return settings
 
     def save(self, path: Path) -> None:
@@ -284,7 +341,7 @@ def parse(
     parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
     hints = get_type_hints(Config)
     if positional:
-        parser.add_argument(positional, nargs="?", help=f"as --{positional}", default="auto")
+        parser.add_argument(positional, nargs="*", help=f"as --{positional}", default=["auto"])
     group: Any = parser
     for item in dataclasses.fields(Config):
         if item.metadata["group"]:
@@ -324,6 +381,18 @@ def parse(
     values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     (config := Config(**values)).validate()
     return config
+
+
+def _whole_path(name: str | None) -> str | None:
+    """Return the whole path of what lies here, also of a share of it (`FILE:0.5`)."""
+    if name in (None, *KEYWORDS) or name is None:
+        return name
+    path, colon, share = name.rpartition(":")
+    local = Path(name).expanduser()
+    if local.exists() or not colon:
+        return str(local.resolve()) if local.exists() else name
+    local = Path(path).expanduser()
+    return f"{local.resolve()}:{share}" if path and local.exists() else name
 
 
 def _run_folder(resume: str, output_dir: str | None) -> Path:

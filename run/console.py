@@ -20,6 +20,7 @@ MEASURES = {  # of evaluation.json, as people call them
     "mc1": "MC1", "mc2": "MC2", "pair_accuracy": "pair accuracy", "all_beaten": "all K beaten",
     "margin": "mean margin, nats", "mc1_per_token": "MC1 per token",
     "mc2_per_token": "MC2 per token", "pair_accuracy_per_token": "pair accuracy per token",
+    "graded_accuracy": "all graded pairs",
 }  # fmt: skip
 SECONDS_BETWEEN_LINES = 10.0
 BARS = "▁▂▃▄▅▆▇█"
@@ -170,8 +171,28 @@ def print_merge(rounding: lora.Rounding) -> None:
     )
 
 
-def print_summary(folder: Path, found: dpo.Outcome, summary: dict[str, Any]) -> None:
+def print_summary(folder: Path, found: dpo.Outcome | None, summary: dict[str, Any]) -> None:
     """Show the held-out table, what it cost, what the run took, and what to do next."""
+    if found:
+        _print_outcome(found, summary)
+    else:
+        print("\nNothing was held out, so nothing was measured (--eval-fraction 0).")
+    seconds = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
+    print(
+        f"\n{summary['pairs']} pairs, {summary['pairs_per_second']:.1f} a second with the reference"
+        f" pass; {summary['peak_memory_bytes'] / 2**30:.2f} GiB at most, planned were "
+        f"{summary['planned_memory_bytes'] / 2**30:.2f}\nseconds: {seconds}\n"
+    )
+    print(f"Written to {folder}: adapter/ (PEFT's format)" + ", merged/" * summary["merged"])
+    run = shlex.quote(str(folder))
+    pictures = f"{run}/evaluation.png, " * bool(found) + f"{run}/curves.png, {run}/README.md"
+    print(f"Look:       {pictures}")
+    print(f"Ask it:     python -m run sample {run}")
+    print(f"Publish it: python -m run publish {run} OWNER/NAME")
+    print(f"Repeat it:  python train.py --config {shlex.quote(f'{folder}/config.yaml')}")
+
+
+def _print_outcome(found: dpo.Outcome, summary: dict[str, Any]) -> None:
     results, drift = found.results, found.drift
     print(f"\nHeld out: {results['questions']} questions")
     names = ("mc1", "mc2", "pair_accuracy")
@@ -185,15 +206,3 @@ def print_summary(folder: Path, found: dpo.Outcome, summary: dict[str, Any]) -> 
     )
     if remark := dpo.remark(drift):
         print(textwrap.fill(f"Note: {remark}", 96))
-    seconds = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
-    print(
-        f"\n{summary['pairs']} pairs, {summary['pairs_per_second']:.1f} a second with the reference"
-        f" pass; {summary['peak_memory_bytes'] / 2**30:.2f} GiB at most, planned were "
-        f"{summary['planned_memory_bytes'] / 2**30:.2f}\nseconds: {seconds}\n"
-    )
-    print(f"Written to {folder}: adapter/ (PEFT's format)" + ", merged/" * summary["merged"])
-    run = shlex.quote(str(folder))
-    print(f"Look:       {run}/evaluation.png, {run}/curves.png, {run}/README.md")
-    print(f"Ask it:     python -m run sample {run}")
-    print(f"Publish it: python -m run publish {run} OWNER/NAME")
-    print(f"Repeat it:  python train.py --config {shlex.quote(f'{folder}/config.yaml')}")

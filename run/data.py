@@ -1,7 +1,6 @@
 """`python -m run data`: how a source is read and encoded, and what is left out of it."""
 
 from dataclasses import replace
-from typing import Any
 
 from run import inputs
 from run.config import parse
@@ -14,8 +13,9 @@ def command(argv: list[str]) -> None:
     """Read and encode a source as a run with the same flags would; print what was understood."""
     inputs.prepare_libraries()
     config = parse(argv, "python -m run data", DOES, positional="data")
-    auto = [name for name in ("data", "model") if getattr(config, name) == "auto"]
-    builtin: Any = dict.fromkeys(auto, "builtin")  # nothing is asked of the Hub
-    config = replace(config, **builtin)
+    if config.model == "auto":  # nothing is asked of the Hub
+        config = replace(config, model="builtin")
+    named = tuple("builtin" if name == "auto" else name for name in config.data)
+    config = replace(config, data=named)
     tokenizer, text = inputs.load_tokenizer(config)
     print_rows(inputs.read_questions(config, tokenizer, text).report.lines)

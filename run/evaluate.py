@@ -29,7 +29,7 @@ def command(argv: list[str]) -> None:
     add = arguments.add_argument
     add("target", metavar="RUN|MODEL", help="a run's folder, or a model's, or its id")
     add("--adapter", metavar="DIR", help="measure with this adapter, and without")
-    add("--data", help="questions; default: held out by the run, else auto")
+    add("--data", nargs="+", help="questions; default: held out by the run, else auto")
     add("--columns", help="as for train.py")
     add("--eval-fraction", type=float, help="only the share of --data that a run would hold out")
     add("--seed", type=int, default=0, help="of that split (0)")
@@ -46,6 +46,8 @@ def command(argv: list[str]) -> None:
     tokenizer, text = inputs.load_tokenizer(config)
     prepared = inputs.read_questions(config, tokenizer, text)
     questions = list(prepared.held_out if held_out else prepared.every)
+    if not questions:
+        raise UsageError(f"{args.target} held no questions out; name some with --data")
     if args.prompt == "truthfulqa":  # whose authors score an answer without its end
         questions = [without_stop(q) for q in questions]
     base = inputs.load_model(config)
@@ -65,7 +67,7 @@ def command(argv: list[str]) -> None:
             "model": results["before"],
             "intervals": {"model": dpo.intervals(before, before)["before"]},
         }
-    results = {"target": args.target, "data": config.data, "prompt": args.prompt, **results}
+    results = {"target": args.target, "data": ", ".join(config.data), "prompt": args.prompt, **results}
     print_measures(results)
     if args.output:
         write_json(Path(args.output), results)
@@ -79,14 +81,19 @@ def _asked_for(args: argparse.Namespace) -> tuple[Config, str | Path | None, boo
         config, adapter = run.config, args.adapter or run.adapter
     given = {name: getattr(args, name) for name in ("data", "columns", "dtype", "device")}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value}
+    if args.data:
+        changes |= {"data": tuple(args.data), "eval_data": ()}
     own = finished and not args.data
     if args.eval_fraction is not None:
         if own:
             raise UsageError("--eval-fraction is the run's own; it goes with --data")
         changes |= {"eval_fraction": args.eval_fraction, "seed": args.seed}
+    elif not own:
+        changes |= {"eval_fraction": 0.0}  # all of them
     if args.prompt == "truthfulqa":
         changes |= {
             "template": "plain", "prompt_format": TRUTHFULQA_PROMPT, "answer_format": " {}",
+            "chat_template": None, "template_kwargs": (),
         }  # fmt: skip
     config = replace(config, **changes)
     config.validate()

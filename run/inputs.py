@@ -37,9 +37,10 @@ def prepare_libraries() -> None:
 
 def resolve_auto(config: Config) -> Config:
     """Return the settings with a model and data in place of `auto`; say which, and why."""
-    if config.data == "auto":
+    if "auto" in config.data:
         source, why = data.choose_source()
-        config = replace(config, data=source)
+        named = tuple(source if name == "auto" else name for name in config.data)
+        config = replace(config, data=named)
         print(f"Data: {source}, since {why}; --data chooses other questions.", flush=True)
     if config.model == "auto":
         name, why = lora.choose_model(lora.choose_device(config.device))
@@ -51,23 +52,32 @@ def resolve_auto(config: Config) -> Config:
 def load_tokenizer(config: Config) -> tuple[Any, data.TextSettings]:
     """Load the base model's tokenizer, and settle how preferences become its token ids."""
     tokenizer, limit = lora.load_tokenizer(config.model, config.revision)
+    if config.chat_template:
+        try:
+            tokenizer.chat_template = Path(config.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--chat-template {config.chat_template}: {error}") from None
     return tokenizer, config.text_settings(tokenizer, limit)
 
 
 def read_questions(config: Config, tokenizer: Any, text: data.TextSettings) -> data.Prepared:
     """Read the preferences, turn them into token ids, and hold some of them out."""
     cache = folder.cache_folder("data")  # for what is too large to be read anew every time
-    reading = data.read_preferences(config.data, config.columns, cache, watch)
-    split = data.Split(config.eval_fraction, config.seed)
+    how = data.ReadSettings(
+        config.columns, config.bad_rows == "skip", config.every_pair, config.seed
+    )
+    reading = data.read_sources(config.data, how, cache, watch)
+    apart = data.read_sources(config.eval_data, how, cache, watch) if config.eval_data else None
+    split = data.Split(config.eval_fraction, config.seed, apart)
     return data.prepare(reading, tokenizer, text, split, cache, watch)
 
 
 def steps_of(config: Config, train: data.Table[data.EncodedQuestion]) -> data.Steps:
     """Return which pairs make which optimizer step."""
-    pairs_per_step = config.batch_size * config.grad_accum
+    per_step = config.batch_size * config.grad_accum
     return data.Steps(
-        train.column("pairs").tolist(), pairs_per_step, config.epochs, config.seed,
-        config.shuffle, config.max_steps,
+        train.column("pairs").tolist(), per_step, config.epochs, config.seed,
+        config.shuffle, config.max_steps, config.batch_by,
     )  # fmt: skip
 
 

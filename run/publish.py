@@ -22,7 +22,7 @@ from run.inputs import FinishedRun
 from run.merge import Policy
 
 SMALL = 2 * 10**9  # parameters of a model that is checked in float32
-CHECKED = 200  # held-out questions at most
+CHECKED = 200  # questions at most, held out if there are such
 PICTURES = ("curves.png", "evaluation.png")
 
 
@@ -135,7 +135,7 @@ def publish(
 
 
 def checked(run: FinishedRun, merged: Path | None) -> tuple[Check, Any]:
-    """Load what is published as anybody would, and measure it on held-out questions.
+    """Load what is published as anybody would, and measure it on held-out questions, if there are.
 
     Small models are read in float32, in which the same files give everybody the same figures.
     Returns the check and the tokenizer.
@@ -147,12 +147,13 @@ def checked(run: FinishedRun, merged: Path | None) -> tuple[Check, Any]:
     shape = lora.skeleton(lora.folder_of(config.model, config.revision))
     if config.quantize == "none" and sum(p.numel() for p in shape.parameters()) < SMALL:
         config = replace(config, dtype="float32")
-    print("Checking the files on held-out questions ...", flush=True)
+    print("Checking the files on some questions ...", flush=True)
     tokenizer, text = inputs.load_tokenizer(config)
     prepared = inputs.read_questions(config, tokenizer, text)
-    questions = list(prepared.held_out)[:CHECKED]
+    some = prepared.held_out if len(prepared.held_out) else prepared.train
+    questions = list(some[:CHECKED])
     base = inputs.load_model(config)
-    few = data.of_all_lengths(prepared.held_out)
+    few = data.of_all_lengths(some)
     shared = dpo.check_sharing(base.model, few, prepared.largest_id, base.layers).shared
     policy = Policy.scored(base, run.adapter, [dpo.all_answers(q) for q in questions], shared)
     adapter = dpo.believed(questions, policy.scores).means()

@@ -50,8 +50,9 @@ def command(argv: list[str]) -> None:
     if args.prompt:
         _show(args.prompt, answers(_encoded(args.prompt, tokenizer, text)))
     else:
-        held_out = inputs.read_questions(run.config, tokenizer, text).held_out
-        questions = list(held_out[: args.count])
+        read = inputs.read_questions(run.config, tokenizer, text)
+        asked = read.held_out if len(read.held_out) else read.train
+        questions = list(asked[: args.count])
         texts = [tokenizer.decode(q.prompt, skip_special_tokens=True) for q in questions]
         _show(texts, answers(questions))
     print(f"\nPublish it:  python -m run publish {args.run} OWNER/NAME")

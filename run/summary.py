@@ -12,11 +12,16 @@ from run.measuring import hardware, peak_memory
 from run.training import Training
 
 
-def write_outcome(folder: Path, found: dpo.Outcome) -> None:
-    """Write evaluation.json, samples.json, curves.png and evaluation.png."""
-    write_json(folder / "evaluation.json", found.results)
-    write_json(folder / "samples.json", found.samples)
+def write_outcome(folder: Path, found: dpo.Outcome | None) -> None:
+    """Write evaluation.json, samples.json, curves.png and evaluation.png.
+
+    Where nothing was held out, nothing is known: evaluation.json has no questions.
+    """
     draw_curves(folder)
+    write_json(folder / "evaluation.json", found.results if found else {"questions": 0})
+    write_json(folder / "samples.json", found.samples if found else [])
+    if not found:
+        return
     with lora.whole(folder / "evaluation.png") as new:
         figure = dpo.evaluation_figure(found.results, *found.margins)
         figure.savefig(new, format="png", dpi=120)
@@ -34,7 +39,8 @@ def write_summary(training: Training, base: lora.Base) -> dict[str, Any]:
         "pairs_per_second": steps.pairs / (seconds["reference"] + seconds["train"]),
         "peak_memory_bytes": peak_memory(device),
         "model": base.name,
-        "data": config.data,
+        "data": ", ".join(config.data),
+        "sources": training.questions.report.sources,
         "merged": config.merge,
         "hardware": hardware(device),
         "versions": {name: version(name) for name in ("torch", "transformers")},

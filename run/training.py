@@ -229,8 +229,10 @@ class Training:
         to_score = [self.questions.held_out.map(dpo.all_answers)]
         return self.job.world.scores(self.scorer, "Evaluation", to_score)
 
-    def outcome(self, tokenizer: Any) -> dpo.Outcome:
-        """Measure what training changed on the held-out questions, and what that cost."""
+    def outcome(self, tokenizer: Any) -> dpo.Outcome | None:
+        """Measure what training changed on the held-out questions, if there are any."""
+        if not len(self.questions.held_out):
+            return None
         tuned, reference = self.held_out_scores(), self.reference
         held_out, before = self.questions.held_out, reference.scores
         return dpo.outcome_of(self.scorer, reference.active, tokenizer, held_out, before, tuned)

@@ -30,6 +30,7 @@ class Metrics(NamedTuple):
     mc1_per_token: float  # the same with log-probs divided by the number of tokens
     mc2_per_token: float
     pair_accuracy_per_token: float
+    graded_accuracy: float  # over all pairs of different grade, not those of the best alone
 
 
 Measure = Literal["mc1", "mc2", "pair_accuracy", "all_beaten", "margin"]  # to choose by
@@ -81,9 +82,11 @@ def preference(better: Tensor, worse: Tensor) -> float:
 def believed(questions: Sequence[EncodedQuestion], scores: Scores) -> Beliefs:
     """Measure each question, given the log-prob of every answer of it.
 
-    The chosen answer is among the correct ones; pairs are the chosen against each rejected one.
+    The chosen answer is among the correct ones. Pairs are the chosen against each rejected one,
+    and in `graded_accuracy` each answer against each of lower grade.
     """
     values: dict[str, list[float]] = {name: [] for name in Metrics._fields}
+    graded: list[int] = []
     for q in questions:
         logps = torch.tensor([scores[answer_key(q.prompt, a)] for a in q.answers])
         lengths = torch.tensor([len(a) for a in q.answers])
@@ -95,16 +98,22 @@ def believed(questions: Sequence[EncodedQuestion], scores: Scores) -> Beliefs:
             values["mc2" + suffix].append(mc2(correct, incorrect))
             wins = [preference(best, worse) for worse in incorrect]
             values["pair_accuracy" + suffix].append(sum(wins) / len(wins))
+        wins = [preference(logps[better], logps[worse]) for better, worse in q.all_pairs]
+        values["graded_accuracy"].append(sum(wins) / len(wins))
+        graded.append(len(wins))
         values["all_beaten"].append(float(logps[0] > logps[rejected].max()))
         values["margin"].append(float(logps[0] - logps[rejected].mean()))
     pairs = np.array([len(q.rejected) for q in questions], dtype=float)
     weights = {name: pairs if name in BY_PAIR else np.ones_like(pairs) for name in values}
+    weights["graded_accuracy"] = np.array(graded, dtype=float)
     return Beliefs({name: np.array(v) for name, v in values.items()}, weights)
 
 
 def pair_margins(questions: Sequence[EncodedQuestion], scores: Scores) -> list[float]:
     """Return log pi(chosen) - log pi(rejected) of every pair, in nats."""
-    logps = ([scores[answer_key(q.prompt, a)] for a in q.trained] for q in questions)
+    logps = (
+        [scores[answer_key(q.prompt, a)] for a in (q.chosen, *q.rejected)] for q in questions
+    )
     return [best - other for best, *others in logps for other in others]
 
 

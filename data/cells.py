@@ -1,0 +1,152 @@
+"""One value of a row: a text, the turns of a conversation, answers, grades; or why it is none."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.names import GRADE_KEYS, TEXT_KEYS
+from data.question import DataError, Turn
+
+Turns = tuple[Turn, ...]
+Side = str | Turns  # an answer, or a conversation that ends with it
+
+ROLES = {
+    "human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant",
+    "chatgpt": "assistant", "model": "assistant", "ai": "assistant", "observation": "tool",
+    "function": "tool",
+}  # fmt: skip
+KEPT = ("tool_calls", "reasoning_content", "tool_call_id", "name")  # of a message, besides its text
+UNREAD = ("function_call", "images", "audio")
+
+
+class Cell:
+    """One value of a row, which knows where it stands."""
+
+    def __init__(self, place: str, column: str, value: Any) -> None:
+        self.place, self.column, self.value = place, column, value
+
+    def wrong(self, what: str) -> DataError:
+        """Return the error that says what is wrong with the value."""
+        shown = repr(self.value)
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        return DataError(f"{self.place}, column {self.column!r}: {shown}: {what}")
+
+    def text(self, value: Any) -> str:
+        """Read a text as it stands; null is none."""
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise self.wrong(f"{type(value).__name__} where text is needed")
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise self.wrong("half a surrogate pair, which is no text")
+        if value.startswith("[{") and re.match(r"""\[\{\s*'(role|content|from)'\s*:""", value):
+            raise self.wrong("messages written as Python text; keep them as lists, or as JSON")
+        return value
+
+    def label(self) -> str:
+        """Read a category: text or a number."""
+        number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
+        return str(self.value) if number else self.text(self.value)
+
+    def turns(self, messages: Sequence[Any]) -> Turns:
+        """Read messages under any of the usual names."""
+        return tuple(map(self._turn, messages))
+
+    def _turn(self, message: Any) -> Turn:
+        if not isinstance(message, dict):
+            raise self.wrong("a message needs a 'role' and a 'content' of text")
+        role = message.get("role", message.get("from"))
+        content = message.get("content", message.get("value"))
+        extra = {key: message[key] for key in KEPT if message.get(key)}
+        if message.get("reasoning"):
+            extra.setdefault("reasoning_content", message["reasoning"])
+        if unread := [key for key in UNREAD if message.get(key)]:
+            raise self.wrong(f"a message with {unread[0]!r} cannot be read; put it in 'content'")
+        if isinstance(content, list) and content:
+            content = self._parts(content)
+        if content is None and "tool_calls" in extra:
+            content = ""
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise self.wrong("a message needs a 'role' and a 'content' of text")
+        if not re.fullmatch(r"[A-Za-z_]+", role):  # templates write it among their own
+            raise self.wrong(f"{role[:30]!r} is no role; one is a word like 'user'")
+        role = role.lower()
+        return Turn(ROLES.get(role, role), self.text(content), _as_json(extra))
+
+    def _parts(self, parts: list[Any]) -> str:
+        texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+        if not all(isinstance(text, str) for text in texts):
+            raise self.wrong("a part of a message that is no text")
+        return "".join(texts)
+
+    def said(self, value: Any) -> Side:
+        """Read a text, a message, a conversation, or a conversation kept as JSON text."""
+        if isinstance(value, str) and value.startswith('[{"') and value.endswith("]"):
+            try:
+                messages = json.loads(value)
+            except ValueError:
+                messages = None
+            if isinstance(messages, list) and all(map(is_message, messages)):
+                return self.turns(messages)
+        if isinstance(value, dict) and is_message(value):
+            return self.turns([value])
+        if isinstance(value, list | tuple):
+            return self.turns(value)
+        return self.text(value)
+
+    def sides(self, semicolons: bool = False) -> list[Side]:
+        """Read an answer or a list of answers, each of them text or messages.
+
+        In TruthfulQA's CSV semicolons separate the answers of a list.
+        """
+        if semicolons and isinstance(self.value, str):
+            text = self.value.strip().removesuffix(";")
+            return list(text.split(";")) if text else []
+        if not isinstance(self.value, list | tuple):
+            return [self.said(self.value)]
+        if self.value and all(isinstance(item, dict) for item in self.value):
+            return [self.turns(self.value)]
+        return [self.said(item) for item in self.value]
+
+    def answers(self) -> tuple[list[Side], list[Any]]:
+        """Read a list of answers, and their grades where they have some of their own."""
+        if not isinstance(self.value, list | tuple) or not self.value:
+            raise self.wrong("a list of answers is needed")
+        sides: list[Side] = []
+        grades = []
+        for item in self.value:
+            grade = None
+            if isinstance(item, dict) and not is_message(item):
+                key = next((key for key in GRADE_KEYS if key in item), None)
+                text = next((key for key in TEXT_KEYS if key in item), None)
+                if text is None:
+                    raise self.wrong("an answer needs a 'response'")
+                grade = item.get(key) if key else None
+                grade = self.number(grade, "rank" in (key or "")) if key else None
+                item = item[text]
+            sides.append(self.said(item))
+            grades.append(grade)
+        return sides, grades
+
+    def number(self, value: Any, rank: bool = False) -> float:
+        """Read a grade: a number, also one that is written as text; of ranks 1 is the best."""
+        truth = {"true": 1.0, "false": 0.0, **dict.fromkeys(("good", "desirable", "chosen"), 1.0)}
+        truth |= dict.fromkeys(("bad", "undesirable", "rejected"), 0.0)
+        try:
+            found = truth.get(str(value).strip().lower())
+            found = float(value) if found is None else found
+        except (TypeError, ValueError):
+            found = float("nan")
+        if found != found:
+            raise self.wrong(f"{value!r} is no grade; a number is needed")
+        return -found if rank else found
+
+
+def is_message(value: Any) -> bool:
+    """Tell whether an object is a message of a conversation."""
+    return isinstance(value, Mapping) and bool({"role", "from"} & value.keys())
+
+
+def _as_json(extra: dict[str, Any]) -> str:
+    return json.dumps(extra, ensure_ascii=False, sort_keys=True) if extra else ""

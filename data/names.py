@@ -1,0 +1,97 @@
+"""What columns are called in the data sets people use: lists of words, and no decisions."""
+
+import re
+
+# The prompt, the likeliest name first. The last ones are prompts only where no other is there.
+PROMPTS = (
+    "prompt", "question", "instruction", "query", "user_prompt", "messages", "conversations",
+    "conversation", "dialogue", "input", "context", "history", "post",
+)  # fmt: skip
+SYSTEMS = ("system", "system_prompt")
+HISTORIES = ("history", "chat_history")
+TOOLS = ("tools", "functions")
+TRUTHFULQA = {
+    "chosen": ("best_answer",), "rejected": ("incorrect_answers",),
+    "correct": ("correct_answers",),
+}  # fmt: skip
+
+# A name is a chosen answer's if it has words of GOOD and else only NOUNS; likewise the others.
+GOOD = frozenset(
+    "chosen preferred accepted winning better best positive good selected win w".split()
+)
+BAD = frozenset(
+    "rejected nonpreferred dispreferred unpreferred unchosen losing worse worst negative bad lose l "
+    "incorrect".split()
+)
+NOUNS = frozenset(
+    "response responses answer answers output outputs completion completions text reply replies "
+    "message messages conversation summary summaries candidate candidates generation generations "
+    "option options sample samples y ref choice choices".split()
+)
+ALSO = {"chosen": ("response_j",), "rejected": ("response_k",)}  # Stack Exchange's pairs
+SINGLE = ("completion", "response", "answer", "output", "reply", "messages", "conversations")
+OF_ANSWERS = frozenset("all model human generated candidate sampled llm ai assistant".split())
+
+RANKS = frozenset("rank ranks ranking rankings".split())
+SCORES = frozenset(
+    "score scores rating ratings reward rewards grade grades votes upvotes winner".split()
+)
+LABELS = frozenset("label labels tag desirable score rating reward grade thumbs good".split())
+WINNERS = (  # the likeliest first
+    "better", "winner", "preferred", "preference", "best", "chosen", "choice", "selected", "label",
+    "labels", "vote", "verdict", "judgement", "judgment",
+)  # fmt: skip
+SIGNED = frozenset(("preference_strength", "overall_preference"))  # below 0: the first answer
+TIES = frozenset("tie ties tied both bothbad neither equal equally draw same none".split())
+TEXT_KEYS = ("response", "answer", "text", "content", "completion", "output", "generated_text")
+GRADE_KEYS = ("overall_score", "score", "rank", "rating", "reward", "grade")
+
+# What stands beside a preference and is no part of it, by the last word of its name.
+SIDE = frozenset(
+    "id ids uuid guid hash sha sha1 sha256 md5 index idx source sources dataset datasets origin "
+    "subset split config model models generator provider language languages lang locale category "
+    "categories type domain tag tags url urls link date time timestamp created updated author "
+    "authors annotator annotators worker metadata meta license version status order turns critique "
+    "critiques feedback annotation annotations principle labels label".split()
+) | set().union(SCORES, RANKS)
+ABOUT = ("preference", "annotator", "judge")  # a name that begins so is about the preference
+
+# Text that says nothing which an answer could rest on: numbers, dates, addresses, hashes.
+NO_TEXT = re.compile(
+    r"\s*([-+]?[\d.,]+(e[-+]?\d+)?%?|true|false|yes|no|null|none|nan|n/?a|https?://\S+"
+    r"|\d{4}[-/]\d{1,2}[-/]\d{1,2}\S*( [\d:.]+)?|[0-9a-f]{8,}|[0-9a-f]+(-[0-9a-f]+){2,})?\s*",
+    re.IGNORECASE,
+)
+
+
+def plain(name: str) -> str:
+    """Return a name as the lists here have it."""
+    return re.sub(r"[\s-]+", "_", name.strip().casefold())
+
+
+def words(name: str) -> list[str]:
+    """Return the words of a name; `nonPreferred` and `non_preferred` are one."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", name)
+    return re.findall(r"[a-z0-9]+", re.sub(r"\b(non|dis|un)_", r"\1", plain(parted)))
+
+
+def says(name: str, side: frozenset[str]) -> bool:
+    """Tell whether a name is that of answers of one side: `chosen_response`, `y_w`."""
+    found = set(words(name))
+    return bool(found & side) and found <= side | NOUNS
+
+
+def of_answers(name: str) -> bool:
+    """Tell whether a name is that of answers, whatever they are worth."""
+    found = words(name)
+    return bool(found) and bool(set(found) & NOUNS) and set(found) <= NOUNS | OF_ANSWERS
+
+
+def beside(name: str) -> bool:
+    """Tell whether a name is that of a well-known side column."""
+    found = words(name)
+    if len(found) > 1 and len(found[-1]) == 1:  # `score_A`, `root_id_2`
+        found.pop()
+    return plain(name) in SIGNED or bool(
+        found and (found[-1] in SIDE or found[0] in ABOUT or set(found) & (SCORES | RANKS))
+    )
