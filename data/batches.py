@@ -32,7 +32,7 @@ def epoch_order(
     """
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(counts)))
-    rng.shuffle(order)
+    rng.shuffle(order)  # as `question_order`
     if shuffle == "questions":
         return _few_cut(order, counts, pairs_per_step)
     pairs = [(q, k) for q in order for k in range(counts[q])]
@@ -119,20 +119,22 @@ class Steps(NamedTuple):
 
     def from_step(self, first: int = 0) -> Iterator[list[Pair]]:
         """Yield the pairs of each optimizer step, from step `first` on."""
-        n, an_epoch = self.per_step, self.an_epoch
-        order: list[Any] = []
+        an_epoch = self.an_epoch
+        order: list[list[Pair]] = []
         for step in range(first, self.total):
             epoch, place = divmod(step, an_epoch)
             if not order or not place:
-                order = (
-                    question_order(len(self.counts), self.seed, epoch)
-                    if self.batch_by == "questions"
-                    else epoch_order(self.counts, n, self.seed, epoch, self.shuffle)
-                )
-            taken = order[place * n : (place + 1) * n]
-            if self.batch_by == "questions":
-                taken = [(q, k) for q in taken for k in range(self.counts[q])]
-            yield taken
+                order = self._steps_of(epoch)
+            yield order[place]
+
+    def _steps_of(self, epoch: int) -> list[list[Pair]]:
+        n, counts = self.per_step, self.counts
+        if self.batch_by == "questions":
+            order = question_order(len(counts), self.seed, epoch)
+            groups = (order[i : i + n] for i in range(0, len(order), n))
+            return [[(q, k) for q in group for k in range(counts[q])] for group in groups]
+        pairs = epoch_order(counts, n, self.seed, epoch, self.shuffle)
+        return [pairs[i : i + n] for i in range(0, len(pairs), n)]
 
 
 def gather(pairs: Sequence[Pair]) -> dict[int, list[int]]:
@@ -201,7 +203,7 @@ def step_batches(
     by_question = gather(pairs)
     read = {q: questions[q] for q in by_question}
     pairs_of = {q: read[q].pairs for q in read}
-    taken = {q: [pairs_of[q][k] for k in numbers] for q, numbers in by_question.items()}
+    taken = {q: [pairs_of[q][k] for k in some] for q, some in by_question.items()}
     numbers = {q: list(dict.fromkeys(itertools.chain(*some))) for q, some in taken.items()}
     texts = {q: {a: read[q].answers[a] for a in numbers[q]} for q in read}
     order = list(by_question)[share[0] :: share[1]]

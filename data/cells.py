@@ -76,9 +76,10 @@ class Cell:
 
     def _parts(self, parts: list[Any]) -> str:
         texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-        if not all(isinstance(text, str) for text in texts):
+        said = [text for text in texts if isinstance(text, str)]
+        if len(said) < len(parts):
             raise self.wrong("a part of a message that is no text")
-        return "".join(texts)
+        return "".join(said)
 
     def said(self, value: Any) -> Side:
         """Read a text, a message, a conversation, or a conversation kept as JSON text."""

@@ -213,7 +213,7 @@ def _graded(
         ways += _suffixed(sample, free)
     for answers in ways:
         rest = [name for name in free if name not in answers]
-        grades = {r: asked[r] for r in ("scores", "ranks", "winner") if r in asked}
+        grades: Columns = {r: asked[r] for r in ("scores", "ranks", "winner") if r in asked}
         if len(grades) > 1:
             raise DataError(f"--columns: {' and '.join(grades)} both say how good answers are")
         if not grades and len(answers) == 1 and _graded_inside(sample, answers[0]):
@@ -508,7 +508,7 @@ def _says_more(sample: _Sample, name: str, read: Sequence[str]) -> bool:
         texts = [t for t in _texts(value_of(row, name)) if not names.NO_TEXT.fullmatch(t)]
         news += any(text.strip() not in known for text in texts)
         values.append("\n".join(texts))
-    (_, commonest), = Counter(values).most_common(1)
+    ((_, commonest),) = Counter(values).most_common(1)
     constant = commonest >= max(2, 0.9 * len(values))
     return news > 0.05 * len(values) and not constant
 
@@ -529,7 +529,8 @@ def _advice(sample: _Sample, free: Sequence[str]) -> str:
     groups = _suffixed(sample, free)
     lists = [(n,) for n in free if names.of_answers(n) and sample.mostly(n, list)]
     judging = [n for n in free if any(w in names.words(n) for w in names.WINNERS)]
-    judging = [n for n in judging if not sample.mostly(n, (list, dict)) and n not in sum(groups, ())]
+    named = [n for group in groups for n in group]
+    judging = [n for n in judging if n not in named and not sample.mostly(n, (list, dict))]
     for answers in [*groups, *lists]:
         if judging:
             return _unclear(sample, judging[0], answers)
@@ -553,7 +554,7 @@ def _advice(sample: _Sample, free: Sequence[str]) -> str:
 def late_column(row: Mapping[str, Any], known: Collection[str]) -> str | None:
     """Return a column of this row that the first rows lack, if it has text that might matter."""
     new = (n for n in row if n not in known and not names.beside(n) and not names.of_answers(n))
-    return next((n for n in new if any(not names.NO_TEXT.fullmatch(t) for t in _texts(row[n]))), None)
+    return next((n for n in new if not all(map(names.NO_TEXT.fullmatch, _texts(row[n])))), None)
 
 
 def describe(form: Form, columns: Sequence[str]) -> str:

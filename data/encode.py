@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.chat import Frame, chat_frame
 from data.gather import Reading, Watch, loosely, text_key, unwatched
 from data.question import (
     CUT,
@@ -21,7 +22,8 @@ from data.question import (
     Preference,
 )
 from data.table import ROWS_AT_ONCE, Table, as_notes, count_notes, key_of, open_rows, write_rows
-from data.templates import Frame, Rendered, Template, TextSettings, chat_frame, render
+from data.templates import render
+from data.text import Rendered, Template, TextSettings
 from data.trees import Tokens, trie_size
 
 
@@ -287,9 +289,7 @@ def _tokenize(
             yield error
 
 
-def _joint(
-    text: Rendered, ids: Iterator[Tokens], tokenizer: Any, frame: Frame | None
-) -> Tokenized:
+def _joint(text: Rendered, ids: Iterator[Tokens], tokenizer: Any, frame: Frame | None) -> Tokenized:
     """Return the prompt's ids, and those that each answer has behind it; `ids` has the next."""
     guarded = text.hidden and frame
 

@@ -20,8 +20,8 @@ GOOD = frozenset(
     "chosen preferred accepted winning better best positive good selected win w".split()
 )
 BAD = frozenset(
-    "rejected nonpreferred dispreferred unpreferred unchosen losing worse worst negative bad lose l "
-    "incorrect".split()
+    "rejected nonpreferred dispreferred unpreferred unchosen losing worse worst negative bad lose "
+    "l incorrect".split()
 )
 NOUNS = frozenset(
     "response responses answer answers output outputs completion completions text reply replies "

@@ -123,10 +123,11 @@ def _graded(cells: Cells, row: Mapping[str, Any], form: Form) -> Answers:
         sides, grades = [cell.said(cell.value) for cell in held], []
     for role in ("scores", "ranks"):
         if role in cells:
-            given = cells[role][0].value if len(cells[role]) == 1 else [c.value for c in cells[role]]
+            cell, *others = cells[role]
+            given = [cell.value, *(c.value for c in others)] if others else cell.value
             if not isinstance(given, list | tuple) or len(given) != len(sides):
-                raise cells[role][0].wrong(f"{len(sides)} answers need as many {role}")
-            grades = [cells[role][0].number(value, role == "ranks") for value in given]
+                raise cell.wrong(f"{len(sides)} answers need as many {role}")
+            grades = [cell.number(value, role == "ranks") for value in given]
     if "winner" in cells:
         won = _winner(cells["winner"][0], sides, row, form)
         if won is None:
@@ -137,9 +138,7 @@ def _graded(cells: Cells, row: Mapping[str, Any], form: Form) -> Answers:
     return Answers(sides, grades, held)
 
 
-def _winner(
-    cell: Cell, sides: Sequence[Side], row: Mapping[str, Any], form: Form
-) -> int | None:
+def _winner(cell: Cell, sides: Sequence[Side], row: Mapping[str, Any], form: Form) -> int | None:
     """Return which answer won; None: it is a tie, or nobody says."""
     value, means = cell.value, form.winner
     said = key_of_value(value)

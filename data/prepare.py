@@ -10,7 +10,7 @@ from data.gather import Reading, Watch, unwatched
 from data.question import DataError
 from data.report import Report, examine, losses_of
 from data.table import Table, joined
-from data.templates import TextSettings
+from data.text import TextSettings
 
 
 class Prepared(NamedTuple):

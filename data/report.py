@@ -12,7 +12,8 @@ from data.encode import EncodedQuestion, Encoding
 from data.gather import Reading
 from data.question import Preference
 from data.table import Table, count_notes, joined
-from data.templates import ANSWER_FORMAT, PROMPT_FORMAT, TextSettings
+from data.templates import ANSWER_FORMAT, PROMPT_FORMAT
+from data.text import TextSettings
 
 MANY = 0.9  # a smaller share of rows kept is said aloud
 LOOKED_AT = 20_000  # questions whose text is looked at; of a larger source evenly spaced ones

@@ -80,16 +80,11 @@ def dpo_loss(
     check_loss(loss, beta, label_smoothing, divergence, divergence_alpha)
     s_chosen = policy_chosen - reference_chosen  # (P,) s+, eq. (5) of docs/math.md
     s_rejected = policy_rejected - reference_rejected  # (P,) s-
-    pairs = Pairs(  # whose margin is beta (c - r)
-        c=divergence_score(s_chosen, divergence, divergence_alpha),  # s+ itself for reverse-kl
-        r=divergence_score(s_rejected, divergence, divergence_alpha),
-        beta=beta,
-        label_smoothing=label_smoothing,
-        chosen_lengths=chosen_lengths,
-        rejected_lengths=rejected_lengths,
-        questions=questions,
-        chosen_answers=chosen_answers,
-    )
+    pairs = Pairs(  # whose margin is beta (c - r); c is s+ itself for reverse-kl
+        divergence_score(s_chosen, divergence, divergence_alpha),
+        divergence_score(s_rejected, divergence, divergence_alpha),
+        beta, label_smoothing, chosen_lengths, rejected_lengths, questions, chosen_answers,
+    )  # fmt: skip
     losses = sigmoid(pairs) if loss == "sigmoid" else FORMULAS[loss](pairs)
     if sft_weight:
         if chosen_lengths is None:

@@ -155,7 +155,7 @@ def group(p: Pairs) -> Tensor:
     if p.questions is None:
         raise ValueError("the group loss needs the question of each pair")
     _, place = p.questions.unique(return_inverse=True)  # (P,) which of the Q questions
-    return _first_of(p.margin, place)[place]
+    return plackett_luce(p.margin, place)[place]
 
 
 def ranking(p: Pairs) -> Tensor:
@@ -171,14 +171,14 @@ def ranking(p: Pairs) -> Tensor:
     if p.questions is None or p.chosen_answers is None:
         raise ValueError("the ranking loss needs the question and chosen answer of each pair")
     _, place = p.chosen_answers.unique(return_inverse=True)  # (P,) which of the C chosen answers
-    terms = _first_of(p.margin, place)  # (C,)
+    terms = plackett_luce(p.margin, place)  # (C,)
     _, question = p.questions.unique(return_inverse=True)  # (P,) which of the Q questions
     owner = torch.zeros_like(terms, dtype=torch.long).scatter(0, place, question)  # (C,)
     sums = torch.zeros_like(terms).index_add(0, owner, terms)  # (C,), of which Q are used
     return sums[question]  # eq. (22) of docs/math.md
 
 
-def _first_of(margin: Tensor, place: Tensor) -> Tensor:
+def plackett_luce(margin: Tensor, place: Tensor) -> Tensor:
     """Return (G,) -log of the chance that a group's chosen answer comes first in it.
 
     softplus(log sum_k e^(-m_k)) over the pairs k of a group; `place` is (P,), the group of each.

@@ -49,8 +49,8 @@ def step_metrics(log: PairLog) -> dict[str, float]:
     `loss` is what was minimised: weighted as it was. `rewards/accuracies` is the share of pairs
     whose chosen reward is the higher one. Ties count half, and so do differences that float32's
     rounding of the two log-probs explains: before the first step every pair is a tie. Of the step's
-    questions, `rewards/all_beaten` is the share whose chosen answer beats every rejected one, and
-    `rewards/worst_margin` the mean margin to the strongest of them.
+    questions, `rewards/all_beaten` is the share that has all its pairs in the right order, and
+    `rewards/worst_margin` the mean of their smallest margins.
     """
     margins = log.chosen_rewards - log.rejected_rewards
     rounding = torch.finfo(torch.float32).eps * (log.chosen_logps.abs() + log.rejected_logps.abs())

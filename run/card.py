@@ -28,8 +28,8 @@ from run.console import MEASURES
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 # Said elsewhere in the card, or of no effect on what was trained.
 LEFT_OUT = (
-    "model", "revision", "data", "eval_data", "device", "save_every", "keep", "skip_nonfinite", "merge",
-    "tracker",
+    "model", "revision", "data", "eval_data", "device", "save_every", "keep", "skip_nonfinite",
+    "merge", "tracker",
 )  # fmt: skip
 PATHS = ("adapter", "chat_template")  # whose folders are nobody's business
 
@@ -164,7 +164,8 @@ def _metadata(
             metric_name=MEASURES[measure],
             metric_value=round(results["after"][measure], 4),
         )
-        for measure in ("mc1", "mc2", "pair_accuracy") if results["questions"]
+        for measure in ("mc1", "mc2", "pair_accuracy")
+        if results["questions"]
     ]
     return ModelCardData(
         model_name=name,

@@ -14,7 +14,7 @@ import yaml
 
 from data import TextSettings
 from data.batches import BatchBy, Shuffle, WeightBy
-from data.templates import BadRows, PairsOf, Rewritten, Template, Truncate
+from data.text import BadRows, PairsOf, Rewritten, Template, Truncate
 from dpo import Divergence, Loss, Measure, Schedule, check_loss
 from lora.base.checkpointing import Checkpointing
 from lora.base.compiling import Compile
@@ -168,6 +168,12 @@ class Config:
     private: bool = flag(False, "with --push-to-hub, if the repository is made")
     plan: bool = flag(False, "say what the run would take, and run nothing")
     debug: bool = flag(False, "show tracebacks")
+
+    def __post_init__(self) -> None:
+        """Take one source for a list of one."""
+        for name in ("data", "eval_data"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
 
     def validate(self) -> None:
         """Check every value by itself, and those that do not go together.

@@ -67,7 +67,12 @@ def command(argv: list[str]) -> None:
             "model": results["before"],
             "intervals": {"model": dpo.intervals(before, before)["before"]},
         }
-    results = {"target": args.target, "data": ", ".join(config.data), "prompt": args.prompt, **results}
+    results = {
+        "target": args.target,
+        "data": ", ".join(config.data),
+        "prompt": args.prompt,
+        **results,
+    }
     print_measures(results)
     if args.output:
         write_json(Path(args.output), results)

@@ -111,9 +111,7 @@ def believed(questions: Sequence[EncodedQuestion], scores: Scores) -> Beliefs:
 
 def pair_margins(questions: Sequence[EncodedQuestion], scores: Scores) -> list[float]:
     """Return log pi(chosen) - log pi(rejected) of every pair, in nats."""
-    logps = (
-        [scores[answer_key(q.prompt, a)] for a in (q.chosen, *q.rejected)] for q in questions
-    )
+    logps = ([scores[answer_key(q.prompt, a)] for a in (q.chosen, *q.rejected)] for q in questions)
     return [best - other for best, *others in logps for other in others]
 
 
