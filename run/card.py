@@ -31,6 +31,7 @@ LEFT_OUT = (
     "model", "revision", "data", "eval_data", "device", "save_every", "keep", "skip_nonfinite",
     "merge", "tracker",
 )  # fmt: skip
+HOLD_IT = ("truthfulqa", "truthful_qa", "ultrafeedback")  # whose prompts are TruthfulQA's, too
 PATHS = ("adapter", "chat_template")  # whose folders are nobody's business
 
 
@@ -115,7 +116,7 @@ def model_card(
         repo=repr(repo),
         data=_counted(trained),
         apart=_counted(apart),
-        contaminated=any("truthfulqa" in s["source"].lower() for s in trained),
+        contaminated=any(name in source.lower() for source in config["data"] for name in HOLD_IT),
         gemma_terms=lora.GEMMA_TERMS,
         adapter_only=adapter_only,
         config=config,

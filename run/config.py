@@ -110,7 +110,7 @@ class Config:
         0.2, "share of the questions held out; 0 trains on all and measures nothing",
         "0 or more and below 1",
     )  # fmt: skip
-    bad_rows: BadRows = flag("skip", "leave out rows that cannot be read, up to 5%, or stop")
+    bad_rows: BadRows = flag("skip", "leave out rows that cannot be read, up to 5%%, or stop")
     pairs: Literal["auto", PairsOf] = flag(
         "auto", "the best answer against each of lower grade, or all against each of lower grade; "
         "auto: best, for --loss ranking all"
@@ -347,7 +347,7 @@ def parse(
     parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
     hints = get_type_hints(Config)
     if positional:
-        parser.add_argument(positional, nargs="*", help=f"as --{positional}", default=["auto"])
+        parser.add_argument("named", metavar=positional, nargs="*", help=f"as --{positional}")
     group: Any = parser
     for item in dataclasses.fields(Config):
         if item.metadata["group"]:
@@ -366,8 +366,6 @@ def parse(
             options["metavar"] = {int: "N", float: "X"}.get(options["type"], "TEXT")
         if item.name == "resume":
             options |= {"nargs": "?", "const": "", "metavar": "DIR"}
-        if item.name == positional:
-            options["default"] = argparse.SUPPRESS
         group.add_argument(_flag(item.name), dest=item.name, **options)
 
     first, file = parser.parse_args(argv), None
@@ -384,6 +382,8 @@ def parse(
             raise UsageError(f"--config {file}: {error}") from None
     settings = vars(parser.parse_args(argv))
     del settings["config"]
+    if positional and (named := settings.pop("named")):
+        settings[positional] = named
     values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     (config := Config(**values)).validate()
     return config

@@ -1,5 +1,6 @@
 """Every loss of the family and every divergence against numbers worked out by hand."""
 
+import itertools
 import math
 from typing import get_args
 
@@ -20,7 +21,8 @@ def family(name, c, r=0.0, beta=1.0, dtype=torch.float64, lengths=(1, 1), **more
     zero = torch.zeros(1, dtype=dtype)
     loss = dpo_loss(
         c, r, zero, zero, beta, name, chosen_lengths=torch.tensor(lengths[:1]),
-        rejected_lengths=torch.tensor(lengths[1:]), questions=torch.tensor([5]), **more,
+        rejected_lengths=torch.tensor(lengths[1:]), questions=torch.tensor([5]),
+        chosen_answers=torch.tensor([2]), **more,
     ).loss  # fmt: skip
     loss.sum().backward()
     return loss.item(), c.grad.item(), r.grad.item()
@@ -68,6 +70,7 @@ BY_HAND = {
     ),
     "sigmoid-norm": (LN2, math.log(4 / 3), math.log(4), -1 / 2, 1 / 2),
     "group": (LN2, math.log(4 / 3), math.log(4), -1 / 2, 1 / 2),
+    "ranking": (LN2, math.log(4 / 3), math.log(4), -1 / 2, 1 / 2),
 }
 
 
@@ -152,7 +155,7 @@ def test_every_loss_keeps_the_dtype_and_gives_a_number_a_pair(name, dtype):
     ones = torch.ones(3, dtype=dtype)
     result = dpo_loss(
         ones, -ones, ones, ones, loss=name, label_smoothing=e, chosen_lengths=torch.ones(3),
-        rejected_lengths=torch.ones(3), questions=torch.arange(3),
+        rejected_lengths=torch.ones(3), questions=torch.arange(3), chosen_answers=torch.arange(3),
     )  # fmt: skip
     assert result.loss.shape == (3,) and result.chosen_rewards.dtype == dtype
     assert result.loss.dtype == dtype or name in ("ipo", "sigmoid-norm")  # lengths are wider
@@ -168,7 +171,8 @@ def test_every_gradient_by_finite_differences(name):
     def loss(c, r):
         return dpo_loss(
             c, r, torch.zeros_like(c), torch.zeros_like(c), 0.7, name, chosen_lengths=lengths,
-            rejected_lengths=lengths.flip(0), questions=torch.tensor([0, 1, 0, 2, 1, 0]), **more,
+            rejected_lengths=lengths.flip(0), questions=torch.tensor([0, 1, 0, 2, 1, 0]),
+            chosen_answers=torch.tensor([4, 1, 0, 2, 1, 4]), **more,
         ).loss  # fmt: skip
 
     assert torch.autograd.gradcheck(loss, scores)
@@ -182,7 +186,7 @@ def test_only_policy_against_reference_counts(name):
     more = {
         "loss": name, "label_smoothing": 0.1 if name in ("robust", "exo") else 0.0,
         "chosen_lengths": torch.ones(5), "rejected_lengths": torch.ones(5),
-        "questions": torch.zeros(5),
+        "questions": torch.zeros(5), "chosen_answers": torch.tensor([0, 0, 1, 2, 1]),
     }  # fmt: skip
     loss = dpo_loss(pc, pr, rc, rr, **more).loss
     torch.testing.assert_close(dpo_loss(pc + 7, pr - 3, rc + 7, rr - 3, **more).loss, loss)
@@ -236,6 +240,104 @@ def test_with_one_rejected_answer_the_group_loss_is_sigmoid_dpo_bit_for_bit(dtyp
     # numbered in another order, a pair may meet another lane of the processor's softplus
     mixed = dpo_loss(*scores, loss="group", questions=torch.randperm(1000)).loss
     torch.testing.assert_close(mixed, sigmoid, rtol=1e-6, atol=0)
+
+
+# All grades of a question
+
+
+def ranking_loss(scores, grades, beta=1.0):
+    """By enumeration: each answer against itself and those of lower grade."""
+    total = 0.0
+    for s, grade in zip(scores, grades, strict=True):
+        below = [
+            math.exp(beta * t) for t, other in zip(scores, grades, strict=True) if other < grade
+        ]
+        total -= math.log(math.exp(beta * s) / (math.exp(beta * s) + sum(below)))
+    return total
+
+
+def graded(questions, beta):
+    """The ranking loss of each question [(score, grade), ...], and its slope in every score."""
+    scores = torch.tensor([s for q in questions for s, _ in q], dtype=torch.float64)
+    scores.requires_grad_()
+    grades = [g for q in questions for _, g in q]
+    owner = [n for n, q in enumerate(questions) for _ in q]
+    pairs = [
+        (i, j) for i in range(len(grades)) for j in range(len(grades))
+        if owner[i] == owner[j] and grades[i] > grades[j]
+    ]  # fmt: skip
+    better, worse = torch.tensor(pairs).T
+    zero = torch.zeros(len(pairs), dtype=torch.float64)
+    mine = torch.tensor([owner[i] for i, _ in pairs])
+    losses = dpo_loss(
+        scores[better], scores[worse], zero, zero, beta, "ranking", questions=mine + 70,
+        chosen_answers=better,
+    ).loss  # fmt: skip
+    means = [losses[mine == q] for q in range(len(questions))]
+    torch.stack([one.mean() for one in means]).sum().backward()
+    return [one.tolist() for one in means], scores.grad.tolist()
+
+
+def test_the_ranking_loss_by_hand():
+    """s = ln 3, ln 2, 0 with grades 3, 2, 1: 3 / (3 + 2 + 1) and 2 / (2 + 1), so ln 2 + ln 3/2.
+
+    With the grades 2, 1, 1 the two lower ones are not compared: ln 2 alone.
+    """
+    s = (LN3, LN2, 0.0)
+    (losses,), _ = graded([list(zip(s, (3, 2, 1), strict=True))], 1.0)
+    assert losses == pytest.approx([LN2 + math.log(3 / 2)] * 3)  # three pairs, one question
+    (losses,), _ = graded([list(zip(s, (2, 1, 1), strict=True))], 1.0)
+    assert losses == pytest.approx([LN2] * 2)
+
+
+def test_the_ranking_loss_and_its_gradient_against_enumeration():
+    """Of several questions, with answers of one grade; the slope by central differences."""
+    questions = [
+        [(0.3, 1), (-1.0, 1), (0.7, 0), (2.0, 0), (-0.2, 0)],  # two true, three false
+        [(1.5, 9), (0.1, 5), (0.4, 3)],
+        [(0.0, 2), (0.0, 1)],
+        [(-3.0, 4), (1.0, 4), (0.5, 2), (0.6, 1)],
+    ]
+    beta, h = 0.4, 1e-6
+    losses, slopes = graded(questions, beta)
+    for q, found in zip(questions, losses, strict=True):
+        scores, grades = zip(*q, strict=True)
+        assert found == pytest.approx([ranking_loss(scores, grades, beta)] * len(found))
+        for k in range(len(q)):
+            up, down = (
+                ranking_loss([s + d * (i == k) for i, s in enumerate(scores)], grades, beta)
+                for d in (h, -h)
+            )
+            assert slopes.pop(0) == pytest.approx((up - down) / (2 * h), abs=1e-6)
+
+
+def test_a_ranking_of_all_answers_is_a_product_of_picks_whose_chances_sum_to_one():
+    """Plackett-Luce: over all 3! = 6 rankings of three answers the likelihoods sum to 1."""
+    s = (0.2, -0.7, 1.1)
+    chances = [
+        math.exp(-graded([list(zip(s, order, strict=True))], 1.0)[0][0][0])
+        for order in itertools.permutations((3, 2, 1))
+    ]
+    assert len(chances) == 6 and sum(chances) == pytest.approx(1)
+
+
+def test_with_one_answer_above_the_rest_the_ranking_loss_is_the_group_loss_bit_for_bit():
+    torch.manual_seed(0)
+    questions = torch.tensor([0, 0, 0, 1, 1, 2])
+    c, r = torch.randn(3)[questions], torch.randn(6)
+    scores = (c, r, torch.randn(3)[questions], torch.randn(6))
+    group = dpo_loss(*scores, loss="group", questions=questions).loss
+    ranking = dpo_loss(
+        *scores, loss="ranking", questions=questions, chosen_answers=questions + 10
+    ).loss
+    assert torch.equal(group, ranking)
+
+
+def test_the_ranking_loss_stays_finite_at_margins_of_a_million():
+    for size in (1e4, 1e6):
+        for sign in (1, -1):
+            (losses,), slopes = graded([[(sign * size, 3), (0.0, 2), (-sign * size, 1)]], 1.0)
+            assert all(map(math.isfinite, [*losses, *slopes]))
 
 
 # Other divergences

@@ -27,10 +27,11 @@ def test_a_recipe_runs_to_its_end_on_a_small_model(
     kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     for name, value in written.items():
         if name not in ("model", "data"):
-            expected = type(getattr(Config(), name))(value) if name == "lr" else value
+            expected = float(value) if name == "lr" else value
             assert kept[name] == expected, name
     assert (tmp_path / "run" / "merged").is_dir() == written.get("merge", True)
-    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["questions"] == 1
+    measured = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert measured["questions"] == (0 if recipe.stem.startswith("seed") else 1)  # a fifth of five
 
 
 def test_recipes_name_the_models_and_settings_of_the_mission():

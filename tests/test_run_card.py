@@ -119,7 +119,7 @@ def test_what_data_and_samples_say_cannot_change_the_card(run):
 def test_a_model_trained_on_truthfulqa_says_that_it_is_contaminated(run):
     assert "contaminated" not in str(model_card(run))
     config = yaml.safe_load((run / "config.yaml").read_text())
-    (run / "config.yaml").write_text(yaml.safe_dump(config | {"data": "truthfulqa"}))
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"data": ["truthfulqa"]}))
     made = model_card(run)
     assert "**This model is contaminated for TruthfulQA**" in made.text
     assert made.data.datasets == ["truthfulqa/truthful_qa"]

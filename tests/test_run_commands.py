@@ -34,7 +34,7 @@ from run.errors import HubError, Stopped, UsageError
         ("--dropout 1", "--dropout 1.0 must be 0 or more and below 1"),
         ("--beta 0", "--beta 0.0 must be above 0"),
         ("--label-smoothing 0.5", "--label-smoothing 0.5 must be"),
-        ("--eval-fraction 1", "--eval-fraction 1.0 must be between 0 and 1"),
+        ("--eval-fraction 1", "--eval-fraction 1.0 must be 0 or more and below 1"),
         ("--lr nan", "--lr nan must be above 0"),
         ("--warmup-ratio 2", "--warmup-ratio 2.0 must be 0 to 1"),
         ("--lora-plus-ratio 0", "--lora-plus-ratio 0.0 must be above 0"),
@@ -113,7 +113,13 @@ def test_local_paths_are_saved_whole_and_keywords_stay(tmp_path, monkeypatch):
         (tmp_path / name).write_text("")
     Config(data="mine.csv", model="builtin").save(tmp_path / "config.yaml")
     config = parse(["--config", str(tmp_path / "config.yaml")])
-    assert (config.data, config.model) == (str(tmp_path / "mine.csv"), "builtin")
+    assert (config.data, config.model) == ((str(tmp_path / "mine.csv"),), "builtin")
+    Config(data=("mine.csv:0.5", "owner/name:train:9"), eval_data="mine.csv").save(
+        tmp_path / "config.yaml"
+    )
+    config = parse(["--config", str(tmp_path / "config.yaml")])
+    assert config.data == (f"{tmp_path}/mine.csv:0.5", "owner/name:train:9")
+    assert config.eval_data == (f"{tmp_path}/mine.csv",)
 
 
 def test_the_help_names_every_setting_with_its_default(capsys):

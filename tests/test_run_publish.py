@@ -88,7 +88,7 @@ def test_everything_arrives_in_one_commit_and_loads_elsewhere(finished, here, ac
     (question,) = inputs.read_questions(run.config, *inputs.load_tokenizer(run.config)).held_out
     (asked,) = (
         p
-        for p in load_preferences(run.config.data)
+        for p in load_preferences(run.config.data[0])
         if p.prompt in tokenizer.decode(question.prompt)
     )
     mc1, _ = held_out_mc1(model, tokenizer, asked)

@@ -178,14 +178,19 @@ def test_plain_rows_train_to_the_same_adapter_as_tries(run, monkeypatch):
 )
 def test_every_loss_falls_and_raises_the_margin(run, more):
     """But discopop: at m = 0 its slope is 4.25 - 5 ln 2 > 0, which pushes the margin down."""
-    lines = log(run("out", epochs=6, batch_size=13, grad_accum=1, **more))  # all pairs in a step
+    # every pair in a step: 20 questions are more than there are
+    lines = log(run("out", epochs=6, batch_size=20, grad_accum=1, batch_by="questions", **more))
     first, last = lines[0], lines[-1]
     assert len(lines) == 6 and last["loss"] < first["loss"]
     rises = last["rewards/margins"] > first["rewards/margins"]
     assert rises == (more.get("loss") != "discopop")
 
 
-@pytest.mark.parametrize("more", [{"loss": "group"}, {"weight_by": "question"}], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [{"loss": "group"}, {"weight_by": "question"}, {"loss": "ranking", "batch_by": "questions"}],
+    ids=str,
+)
 def test_losses_on_whole_questions_do_not_depend_on_micro_batches_or_sharing(
     run, monkeypatch, more
 ):
@@ -405,7 +410,7 @@ def test_the_saved_settings_say_what_auto_became(run, monkeypatch, model_folder,
     monkeypatch.setattr("lora.choose_model", lambda device: (str(model_folder), "of a test"))
     folder = run("out", model="auto", data="auto", max_steps=1, merge=False)
     saved = yaml.safe_load((folder / "config.yaml").read_text())
-    became = {"model": str(model_folder), "data": str(questions_csv)}
+    became = {"model": str(model_folder), "data": [str(questions_csv)]}
     became |= {"template": "plain", "checkpointing": "off"}
     assert {name: saved[name] for name in became} == became
     facts = json.loads((folder / "summary.json").read_text())
