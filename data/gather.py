@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.columns import Form, describe, late_column, recognise, unclaimed
+from data.answers import Form
+from data.columns import describe, holds_text, late_column, recognise, unclaimed
 from data.parse import Parsed, parse_row
 from data.question import (
     CONTRADICTED,
@@ -105,7 +106,7 @@ def read_preferences(
     """
     opened = open_source(source)
     state = opened.state()
-    form = recognise(opened.columns, opened.first, columns, source, every)
+    form = recognise(opened.columns, opened.first, columns, source, every, opened.late)
     large = folder is not None and opened.size >= SMALL
     key = key_of(source, opened.key(), form, skip_bad) if large else ""
     file = folder / f"{key}.questions.arrow" if folder and large else None
@@ -293,14 +294,12 @@ def _parsed(opened: Source, form: Form, bad: BadRows, watch: Watch) -> Iterator[
 def _check_columns(place: str, row: dict[str, Any], form: Form, known: set[str]) -> None:
     """Refuse text in a column that the first rows lack, or that had none in them."""
     if not row.keys() <= known:
-        if late := late_column(row, known):
-            raise DataError(
-                f"{place}: a column {late!r}, which the first rows lack; say what it is with "
-                f"--columns ROLE={late}, or {late}=- where it is not read"
-            )
+        if late := late_column(row, {*known, *form.unread}):
+            said = unclaimed([late], form.columns)
+            raise DataError(f"{place}: a column that the first rows lack, {said}")
         known |= row.keys()
     for name in form.silent:
-        if isinstance(row.get(name), str) and row[name].strip():
+        if row.get(name) and holds_text(row[name]):
             raise DataError(f"{place}: {unclaimed([name], form.columns)}")
 
 

@@ -86,7 +86,8 @@ def _columns_of_each(sources: Sequence[str], columns: str | None) -> list[str | 
     """
     if not columns:
         return [None] * len(sources)
-    there = [open_source(source).columns for source in sources]
+    opened = [open_source(source) for source in sources]
+    there = [one.columns for one in opened]
     items = [item.strip() for item in columns.split(",")]
     fits = [[_fits(item, names) for item in items] for names in there]
     for item, *has in zip(items, *fits, strict=True):

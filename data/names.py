@@ -1,6 +1,7 @@
 """What columns are called in the data sets people use: lists of words, and no decisions."""
 
 import re
+import shlex
 
 # The prompt, the likeliest name first. The last ones are prompts only where no other is there.
 PROMPTS = (
@@ -17,11 +18,11 @@ TRUTHFULQA = {
 
 # A name is a chosen answer's if it has words of GOOD and else only NOUNS; likewise the others.
 GOOD = frozenset(
-    "chosen preferred accepted winning better best positive good selected win w".split()
+    "chosen preferred accepted accept winning better best positive pos good selected win w".split()
 )
 BAD = frozenset(
-    "rejected nonpreferred dispreferred unpreferred unchosen losing worse worst negative bad lose "
-    "l incorrect".split()
+    "rejected reject declined nonpreferred dispreferred unpreferred unchosen losing worse worst "
+    "negative neg bad lose l incorrect".split()
 )
 NOUNS = frozenset(
     "response responses answer answers output outputs completion completions text reply replies "
@@ -36,7 +37,16 @@ RANKS = frozenset("rank ranks ranking rankings".split())
 SCORES = frozenset(
     "score scores rating ratings reward rewards grade grades votes upvotes winner".split()
 )
-LABELS = frozenset("label labels tag desirable score rating reward grade thumbs good".split())
+# Words of a score that say whose or which it is. Any other, as `toxicity`, might turn it round.
+OF_SCORES = frozenset(
+    "overall avg average mean total final all rm human llm gpt gpt4 judge model models helpfulness "
+    "quality preference preferred elo normalized upvoted votes".split()
+)
+LABELS = SCORES | frozenset("label labels tag desirable thumbs good kto up is".split())
+WORSE = frozenset(
+    "not less least worse worst rejected bad lost loser loses losing dispreferred negative".split()
+)
+ORDINALS = {"first": 0, "left": 0, "second": 1, "right": 1}
 WINNERS = (  # the likeliest first
     "better", "winner", "preferred", "preference", "best", "chosen", "choice", "selected", "label",
     "labels", "vote", "verdict", "judgement", "judgment",
@@ -85,6 +95,33 @@ def of_answers(name: str) -> bool:
     """Tell whether a name is that of answers, whatever they are worth."""
     found = words(name)
     return bool(found) and bool(set(found) & NOUNS) and set(found) <= NOUNS | OF_ANSWERS
+
+
+def stem(name: str) -> tuple[str, str]:
+    """Return ('response', 'a') of `response_a`, `Response A` and `responseA`."""
+    if re.search(r"[a-z][A-Z]$", name.strip()):
+        return plain(name)[:-1], name.strip()[-1].lower()
+    parted = re.fullmatch(r"(.*?[a-z])(?:_?(\d{1,2})|_([a-z]))", plain(name))
+    return (parted[1], parted[2] or parted[3]) if parted else (plain(name), "")
+
+
+def grades(name: str, meant: frozenset[str]) -> bool:
+    """Tell whether a name is that of scores, ranks or labels, as `meant`, a better answer's first.
+
+    A score of something else than how good an answer is, as of its toxicity, is none.
+    """
+    found = set(words(name))
+    return bool(found & meant) and found <= meant | OF_SCORES | NOUNS
+
+
+def is_tie(value: str) -> bool:
+    """Tell whether a winner's value says that nobody won."""
+    return bool(set(words(value)) & TIES)
+
+
+def flag(columns: str) -> str:
+    """Return the flag that says this of columns, as a shell reads it."""
+    return f"--columns {shlex.quote(columns)}"
 
 
 def beside(name: str) -> bool:

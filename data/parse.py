@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data.answers import Form, key_of_value
 from data.cells import Cell, Side, Turns
-from data.columns import Form, key_of_value, value_of
-from data.names import TIES, plain, words
+from data.names import RANKS, is_tie, plain, words
 from data.question import (
     EMPTY,
     NO_CHOSEN,
@@ -20,6 +20,7 @@ from data.question import (
     Preference,
     Turn,
 )
+from data.sample import value_of
 
 Parsed = tuple[Preference | None, list[Note]]
 Cells = dict[str, list[Cell]]  # role -> the values that it has in a row
@@ -52,7 +53,8 @@ def parse_row(place: str, row: Mapping[str, Any], form: Form) -> Parsed:
         found = _graded(cells, row, form)
     else:
         cell, label = cells["completion"][0], cells["label"][0]
-        found = Answers([cell.said(cell.value)], [label.number(label.value)], [cell])
+        worth = label.number(label.value, rank=bool(set(words(label.column)) & RANKS))
+        found = Answers([cell.said(cell.value)], [worth], [cell])
     if not found.sides:
         return None, [Note(TIED, place)]
     prompt = _prompt(cells["prompt"]) if "prompt" in cells else None
@@ -94,9 +96,10 @@ def parse_row(place: str, row: Mapping[str, Any], form: Form) -> Parsed:
 
 def _cells(place: str, row: Mapping[str, Any], form: Form) -> Cells:
     for role, several in form.columns.items():
-        for name in several if role not in MAY_LACK else ():
-            if name.partition(".")[0] not in row and name not in row:
-                raise DataError(f"{place}: no {name!r}, which is the {role}; add it")
+        there = [name in row or name.partition(".")[0] in row for name in several]
+        if role not in MAY_LACK and not (any(there) if role == "prompt" else all(there)):
+            lacking = several[there.index(False)]
+            raise DataError(f"{place}: no {lacking!r}, which is the {role}; add it")
     return {
         role: [Cell(place, name, value_of(row, name)) for name in several]
         for role, several in form.columns.items()
@@ -150,7 +153,7 @@ def _winner(cell: Cell, sides: Sequence[Side], row: Mapping[str, Any], form: For
         if place >= len(sides):
             raise cell.wrong(f"there are only {len(sides)} answers")
         return place
-    if value is None or not said or set(words(said)) & TIES:
+    if value is None or not said or is_tie(said):
         return None
     named = [row.get(name) for name in form.named] if form.named else list(sides)
     if not means and value in named:

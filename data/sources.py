@@ -44,6 +44,7 @@ class Source(NamedTuple):
     size: int  # bytes
     key: Callable[[], str]  # changes when the content does; a file is read for it
     state: Callable[[], Any] = lambda: None  # changes when somebody writes to it
+    late: bool = False  # later rows may have further columns
 
 
 def open_source(source: str) -> Source:
@@ -153,7 +154,7 @@ def _file(path: Path) -> Source:
     first = _first(rows)
     # of JSON the first rows tell; one that lacks a column complains itself
     columns = columns or list(dict.fromkeys(name for row in first for name in row))
-    return Source(columns, first, rows, path.stat().st_size, key, state)
+    return Source(columns, first, rows, path.stat().st_size, key, state, lines is _json)
 
 
 def _first(rows: Callable[[None], Iterator[Placed]]) -> list[Row]:

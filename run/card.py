@@ -98,14 +98,18 @@ def model_card(
 ) -> ModelCard:
     """Return the card of a run as it is published under `repo`."""
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    for name in ("data", "eval_data"):  # runs of before had one source
+        named = config.get(name) or []
+        config[name] = [named] if isinstance(named, str) else named
     results, facts, samples = (
         json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("evaluation", "summary", "samples")
     )
     on_hub = base_on_hub(config["model"])
     drift = dpo.Drift(**results["drift"]) if results["questions"] else None
-    trained = [s for s in facts["sources"] if not s["held_out"]]
-    apart = [s for s in facts["sources"] if s["held_out"]]
+    one = {"source": config["data"][0], "questions": facts["audit"]["questions"], "held_out": False}
+    sources = facts.get("sources", [one])
+    trained, apart = ([s for s in sources if s["held_out"] == held] for held in (False, True))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"literal": literal, "fenced": fenced}
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(

@@ -47,6 +47,43 @@ def test_the_order_goes_on_from_any_step_as_if_it_had_never_stopped(counts, n, e
         assert list(steps.from_step(first)) == whole[first:]
 
 
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.one_of(st.none(), st.integers(1, 12)),
+)
+def test_steps_of_questions_cut_none_and_see_every_pair_once_an_epoch(counts, n, epochs, limit):
+    steps = Steps(counts, n, epochs, 7, "questions", limit, batch_by="questions")
+    whole = list(steps.from_step())
+    assert len(whole) == steps.total and steps.an_epoch == -(-len(counts) // n)
+    everything = [(q, k) for q, count in enumerate(counts) for k in range(count)]
+    for start in range(0, len(whole), steps.an_epoch):
+        epoch = whole[start : start + steps.an_epoch]
+        seen = [pair for step in epoch for pair in step]
+        assert len(set(seen)) == len(seen)
+        if len(epoch) == steps.an_epoch:
+            assert sorted(seen) == everything
+    for step in whole:
+        held = {q for q, _ in step}
+        assert len(held) <= n
+        assert sorted(step) == [(q, k) for q, k in everything if q in held]
+    for number in range(len(whole) + 1):
+        assert steps.pairs_before(number) == sum(map(len, whole[:number]))
+        assert list(steps.from_step(number)) == whole[number:]
+    assert steps.pairs == steps.pairs_before(len(whole) + 1) == sum(map(len, whole))
+
+
+def test_steps_of_questions_by_hand():
+    """3 questions of 2, 1 and 3 pairs, two to a step: 2 steps an epoch, of 6 pairs together."""
+    steps = Steps([2, 1, 3], 2, 2, 0, "questions", batch_by="questions")
+    assert (steps.an_epoch, steps.total, steps.pairs, steps.pairs_before(2)) == (2, 4, 12, 6)
+    assert steps.pairs_before(1) == 6 - len(list(steps.from_step())[1])
+    by_pairs = Steps([2, 1, 3], 2, 2, 0, "questions")
+    assert (by_pairs.an_epoch, by_pairs.pairs_before(1), by_pairs.pairs_before(4)) == (3, 2, 8)
+    assert Steps([2, 1, 3], 2, 9, 0, "questions", 3, "questions").total == 3
+
+
 def test_the_order_is_a_function_of_seed_and_epoch():
     questions = [3] * 20
     for shuffle in ("questions", "pairs"):
@@ -164,6 +201,25 @@ def test_weights_of_a_step_sum_to_one_by_pair_or_by_question(budget):
     assert weights(pairs, "pair") == pytest.approx([1 / 4] * 4)
     assert weights(pairs, "question") == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
     assert weights([(0, 1), (1, 0)], "question") == pytest.approx([1 / 4, 3 / 4])
+
+
+def test_all_pairs_of_graded_answers_by_hand():
+    """Answers 0 to 3 with the grades 3, 2, 1, 3: pairs 01, 02, 12, 31, 32.
+
+    Prompt of 2 tokens; answers of 1, 2, 3 and 4. As pairs, 2 x 2 + 1 + 2, and so on.
+    """
+    answers = [(9,), (8, 9), (7, 7, 9), (6, 6, 6, 9)]
+    q = EncodedQuestion((1, 2), answers[0], tuple(answers[1:3]), (answers[3],),
+                        grades=(3, 2, 1, 3), every=True)  # fmt: skip
+    assert q.pairs == [(0, 1), (0, 2), (1, 2), (3, 1), (3, 2)]
+    (batch,) = step_batches([question(7, 1), q], [(1, k) for k in range(5)], 1000)
+    assert batch.answers == [(1, 0), (1, 1), (1, 2), (1, 3)]
+    assert (batch.chosen.tolist(), batch.rejected.tolist()) == ([0, 0, 1, 3, 3], [1, 2, 2, 1, 2])
+    assert batch.questions.tolist() == [1] * 5 and batch.lengths.tolist() == [1, 2, 3, 4]
+    assert batch.as_pairs == 5 * 4 + (1 + 2) + (1 + 3) + (2 + 3) + (4 + 2) + (4 + 3)
+    (batch,) = step_batches([question(7, 1), q], [(1, 4), (1, 2)], 1000)  # 32 and 12
+    assert batch.answers == [(1, 3), (1, 2), (1, 1)]
+    assert (batch.chosen.tolist(), batch.rejected.tolist()) == ([0, 2], [1, 1])
 
 
 def test_lengths_are_those_of_the_answers_stop_token_included():

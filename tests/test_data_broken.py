@@ -28,8 +28,10 @@ from data.question import (
     NO_PAIR,
     NO_PROMPT,
     NO_SHARED_PROMPT,
+    NOT_A_TURN,
     REPEATED,
     SAME_AS_CHOSEN,
+    TIED,
 )
 from data.table import count_notes
 
@@ -44,6 +46,17 @@ def line(**row):
 
 def triple(chosen="Yes", *rejected, prompt="Why?"):
     return (prompt, chosen, rejected or ("No",))
+
+
+def turns(*said):
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
+
+
+def winner(won, **row):
+    """One row of two answers, of which one won."""
+    two = {"prompt": "Good?", "response_a": "Yes", "response_b": "No", "winner": won}
+    return json.dumps(two | row) + "\n"
 
 
 GOOD = line(prompt="Good?")
@@ -115,16 +128,22 @@ READ = {
     "jinja.jsonl": (line(chosen="{{ bos_token }}{% raw %}"), [triple("{{ bos_token }}{% raw %}")], []),
     "format.jsonl": (line(chosen="{} {0} %s \\n"), [triple("{} {0} %s \\n")], []),
     "list-as-text.jsonl": (line(chosen='["a", "b"]'), [triple('["a", "b"]')], []),
+    "messages-as-text.csv": (
+        f"""{HEADER}Why?,"[{{""role"": ""assistant"", ""content"": ""Yes""}}]",No\n""", [triple()], [],
+    ),
+    "mixed-list.jsonl": (line(rejected=["No", {"role": "assistant", "content": "x"}]),
+                         [triple("Yes", "No", "x")], []),
+    "late-system.jsonl": (line() * 120 + line(system="s"), [triple(), triple()], [REPEATED] * 119),
+    "user-last.jsonl": (
+        line(prompt=turns("Why?"), chosen=turns("Yes"), rejected=turns("No")) + GOOD, [FINE], [NOT_A_TURN],
+    ),
+    "assistant-asks.jsonl": (line(prompt=turns("Hi", "Why?")) + GOOD, [FINE], [NOT_A_TURN]),
+    "tie.jsonl": (winner("a") + winner("tie", prompt="Why?"), [FINE], [TIED]),
     "no-shared-prompt.jsonl": (
         '{"chosen": "Yes", "rejected": "No"}\n{"chosen": "Good? Yes", "rejected": "Good? No"}\n',
         [("Good?", " Yes", (" No",))], [NO_SHARED_PROMPT],
     ),
 }  # fmt: skip
-
-
-def turns(*said):
-    roles = ("user", "assistant")
-    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
 
 
 # name -> (content, what the error says)
@@ -138,7 +157,7 @@ REFUSED = {
     "latin-1.csv": (HEADER.encode() + b"Why?,J\xe4ger,No\n", "cannot be read as a UTF-8 CSV: .*position 29"),
     "latin-1.jsonl": (b'{"prompt": "J\xe4ger"}\n', "is no UTF-8 text"),
     "utf-16.csv": ((HEADER + "Why?,Yes,No\n").encode("utf-16"), "cannot be read as a UTF-8 CSV"),
-    "utf-16-no-bom.csv": ((HEADER + "Why?,Yes,No\n").encode("utf-16-le"), "has the columns"),
+    "utf-16-no-bom.csv": ((HEADER + "Why?,Yes,No\n").encode("utf-16-le"), "line 2: a NUL byte"),
     "nul.csv": (f"{HEADER}Why?,Y\0es,No\n", "line 2: a NUL byte"),
     "binary.csv": (bytes(range(256)), "cannot be read as a UTF-8 CSV"),
     "too-many-cells.csv": (f"{HEADER}Why?,Yes,No,4\n", r"line 2: 4 cells under 3 columns \('prompt'"),
@@ -150,23 +169,34 @@ REFUSED = {
     "semicolons.csv": ("prompt;chosen;rejected\nWhy?;Yes;No\n", "'prompt;chosen;rejected'.*--columns"),
     "no-header.csv": ("Why?,Yes,No\n", "has the columns 'Why\\?', 'Yes', 'No'"),
     "no-rejected.csv": ("prompt,chosen\nWhy?,Yes\n", "do not tell the chosen"),
-    "messages-as-text.csv": (
-        f"""{HEADER}Why?,"[{{""role"": ""assistant"", ""content"": ""Yes""}}]",No\n""",
-        "line 2, column 'chosen': .*messages written as text",
+    "messages-as-python.csv": (
+        f"""{HEADER}Why?,"[{{'role': 'assistant', 'content': 'Yes'}}]",No\n""",
+        "line 2, column 'chosen': .*messages written as Python text",
     ),
-    "number.jsonl": (GOOD + line(chosen=4), "line 2, column 'chosen': 4: int where text is needed"),
+    "number.jsonl": (
+        GOOD + line(chosen=4), r"line 2, column 'chosen': 4: int where text is needed \(1 of 2 rows",
+    ),
     "float.jsonl": (line(rejected=0.5), "column 'rejected': 0.5: float"),
     "true.jsonl": (line(prompt=True), "column 'prompt': True: bool"),
     "nan.jsonl": ('{"prompt": "Why?", "chosen": NaN, "rejected": "No"}', "column 'chosen': nan: float"),
     "object.jsonl": (line(chosen={"text": "Yes"}), "column 'chosen': .*dict where text"),
     "number-in-list.jsonl": (line(rejected=["No", 3]), "column 'rejected': .*int where text"),
-    "mixed-list.jsonl": (line(rejected=["No", {"role": "assistant", "content": "x"}]), "dict where text"),
+    "object-in-list.jsonl": (line(rejected=["No", {"text": "x"}]), "dict where text"),
     "nested-lists.jsonl": (line(rejected=[[["No"]]]), "a message needs a 'role'"),
     "two-chosen.jsonl": (line(chosen=["Yes", "Sure"]), "column 'chosen': .*one chosen answer"),
     "no-chosen.jsonl": (line(chosen=[]), "column 'chosen': .*one chosen answer"),
     "category.jsonl": (line(category=["c"]), "column 'category': .*list where text"),
     "misspelt.jsonl": (GOOD + '{"prompt": "Why?", "chosn": "Yes", "rejected": "No"}', "line 2: no 'chosen'"),
-    "late-column.jsonl": (line() * 120 + line(system="s"), "line 121: a column 'system', which the first"),
+    "late-column.jsonl": (
+        line() * 1001 + line(system="s"), "line 1002: a column 'system', which the first",
+    ),
+    "unclaimed.jsonl": (line(context="Bats fly."), "'context' holds text that no role claims"),
+    "unclear-winner.jsonl": (winner(0) + winner(1), "'winner' has the values 0, 1, and nothing says"),
+    "no-answer-won.jsonl": (winner("a") + winner("c"), "'winner' has the values a, c, and nothing says"),
+    "long-winner.jsonl": (winner(MEGABYTE) + winner("a"), "'winner' has the values .*, and nothing says"),
+    "deep-value.jsonl": (
+        line()[:-2] + ', "extra": ' + "[" * 900 + '"words"' + "]" * 900 + "}\n", "deep-value",
+    ),
     "long-number.jsonl": ("[" + "9" * 5000 + "]", "not valid JSON"),
     "half-surrogate.jsonl": (
         b'{"prompt": "Why?", "chosen": "\\ud83e", "rejected": "No"}', "half a surrogate pair",
@@ -180,16 +210,25 @@ REFUSED = {
     "deep.jsonl": ("[" * 100_000 + "\n", "not valid JSON"),
     "role-missing.jsonl": (line(chosen=[{"content": "Yes"}]), "a message needs a 'role'"),
     "null-content.jsonl": (line(chosen=[{"role": "assistant", "content": None}]), "'content' of text"),
-    "user-last.jsonl": (
+    "nobody-answers.jsonl": (
         line(prompt=turns("Why?"), chosen=turns("Yes"), rejected=turns("No")),
-        "column 'chosen': .*must be the assistant's",
+        "no question to train on: rows whose turns do not lead from a user's to an answer, left out: 1",
     ),
-    "assistant-asks.jsonl": (line(prompt=turns("Hi", "Why?")), "the turn before the answer is by 'assistant'"),
+    "nobody-asks.jsonl": (
+        line(prompt=turns("Hi", "Why?")),
+        "no question to train on: rows whose turns do not lead from a user's to an answer, left out: 1",
+    ),
     "scores.jsonl": (
         '{"instruction": "Why?", "completions": [{"response": "a", "overall_score": "N/A"}]}',
-        "column 'completions': .*'overall_score' each",
+        "column 'completions': .*: 'N/A' is no grade; a number is needed",
     ),
-    "completions.jsonl": ('{"instruction": "Why?", "completions": []}', "completions are needed"),
+    "huge-score.jsonl": (
+        '{"instruction": "Why?", "completions": [{"response": "a", "score": 1' + "0" * 400 + "}]}",
+        "column 'completions': .*is no grade; a number is needed",
+    ),
+    "completions.jsonl": (
+        '{"instruction": "Why?", "completions": []}', "none says how good the answers in 'completions' are",
+    ),
     "nothing-left.jsonl": (line(chosen="No"), "no question to train on: rejected answers equal"),
     "not-parquet.parquet": (b"PAR1 not really", "not-parquet.parquet could not be read as Parquet"),
     "empty.parquet": (b"", "empty.parquet is empty"),
@@ -203,8 +242,8 @@ def source(folder, name, content):
     return str(path)
 
 
-def test_there_are_at_least_sixty_of_them():
-    assert len(READ) + len(REFUSED) >= 60
+def test_there_are_more_than_a_hundred_of_them():
+    assert len(READ) + len(REFUSED) > 100
 
 
 @pytest.mark.parametrize("name", READ)
@@ -239,7 +278,7 @@ def test_what_was_read_encodes_and_is_reported(tmp_path, name):
             f"{space}{text}</s>" for text in (p.chosen, *p.rejected)
         ]
     split = split_by_prompt(encoding.questions.column("key").tolist(), 0, 0)
-    report = examine(reading, encoding, tokenizer, split, TextSettings())
+    report = examine([reading], [encoding], tokenizer, split, TextSettings())
     assert all("\n" not in text for _, text in report.lines)
     for reason in READ[name][2]:
         assert any(reason in text for _, text in report.lines)
@@ -272,16 +311,16 @@ def test_a_parquet_file_is_the_one_named_as_it_is_now(tmp_path):
 def test_parquet_columns_of_other_types(tmp_path):
     import pyarrow
 
-    row = {"prompt": "Why?", "chosen": "Yes", "rejected": ["No", None], "extra": [("k", 1)]}
+    row = {"prompt": "Why?", "chosen": "Yes", "rejected": ["No", None], "metadata": [("k", 1)]}
     schema = pyarrow.schema([
         ("prompt", pyarrow.large_string()), ("chosen", pyarrow.dictionary(pyarrow.int8(), pyarrow.string())),
         ("rejected", pyarrow.large_list(pyarrow.string())),
-        ("extra", pyarrow.map_(pyarrow.string(), pyarrow.int64())),
+        ("metadata", pyarrow.map_(pyarrow.string(), pyarrow.int64())),
     ])  # fmt: skip
     (p,) = load_preferences(parquet(tmp_path / "odd.parquet", [row], schema=schema))
     assert (p.chosen, p.rejected) == ("Yes", ("No",))
     for value in (b"Yes", datetime.date(2020, 1, 1)):
-        path = parquet(tmp_path / "bad.parquet", [row | {"chosen": value, "extra": None}])
+        path = parquet(tmp_path / "bad.parquet", [row | {"chosen": value, "metadata": None}])
         with pytest.raises(DataError, match="bad.parquet, row 1, column 'chosen': .* where text"):
             load_preferences(path)
 

@@ -1,226 +1,343 @@
-"""Rows: which column is what, and every format that people keep preferences in."""
+"""Columns: which of them is what, by names and by first rows; what nobody claims is refused."""
 
 import pytest
 
-from data import DataError, Turn
-from data.columns import describe, parse_row, recognise
-from data.question import EMPTY, NO_CHOSEN, NO_PROMPT, NO_SHARED_PROMPT, TIED
+from data import DataError
+from data.columns import describe, key_of_value, late_column, recognise, unclaimed, value_of
+from data.names import plain
+
+ANSWERS = {"response_a": "Yes", "response_b": "No"}
 
 
-def read(row, given=None):
-    """The preference of one row, and the reasons it was given."""
-    preference, notes = parse_row("rows.jsonl, line 1", row, recognise(list(row), given))
-    return preference, [note.reason for note in notes]
+def form(*rows, given=None, every=False):
+    return recognise(list(rows[0]), rows, given, "rows.csv", every)
 
 
-def user(text):
-    return {"role": "user", "content": text}
+def columns(*rows, given=None, every=False):
+    return form(*rows, given=given, every=every).columns
 
 
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-def test_an_explicit_prompt():
-    p, notes = read({"prompt": "Why? ", "chosen": " Yes", "rejected": "No"})
-    assert (p.prompt, p.chosen, p.rejected, notes) == ("Why? ", " Yes", ("No",), [])  # as it stands
-    assert p.history == () and not p.verbatim and p.place == "rows.jsonl, line 1"
-
-
-def test_several_rejected_answers():
-    p, _ = read({"question": "Why?", "chosen": "Yes", "rejected": ["No", "Never"]})
-    assert p.rejected == ("No", "Never")
-
-
-def test_truthfulqas_columns_in_the_csv_and_on_the_hub():
-    csv = {
-        "Type": "A", "Category": "C", "Question": " Why?", "Best Answer": "Yes ",
-        "Correct Answers": "Sure; Yes;", "Incorrect Answers": "No; Never", "Source": "s",
-    }  # fmt: skip
-    hub = {
-        "category": "C", "question": "Why?", "best_answer": "Yes",
-        "correct_answers": ["Sure", "Yes"], "incorrect_answers": ["No", "Never"],
-    }  # fmt: skip
-    p, notes = read(hub)
-    assert (p.prompt, p.chosen, p.rejected, p.category) == ("Why?", "Yes", ("No", "Never"), "C")
-    assert p.correct == ("Sure", "Yes")
-    from_csv, same = read(csv)
-    assert (from_csv.prompt, from_csv.chosen, from_csv.correct) == (p.prompt, p.chosen, p.correct)
-    assert tuple(a.strip() for a in from_csv.rejected) == p.rejected and notes == same == []
-
-
-def test_conversations_with_an_explicit_prompt():
-    prompt = [
-        {"role": "system", "content": "Be brief."},
-        user("Hi"),
-        assistant("Hello"),
-        user("Why?"),
-    ]
-    row = {"prompt": prompt, "chosen": [assistant("Yes")], "rejected": [assistant("No")]}
-    p, _ = read(row)
-    assert p.history == (
-        Turn("system", "Be brief."), Turn("user", "Hi"), Turn("assistant", "Hello"),
-    )  # fmt: skip
-    assert (p.prompt, p.chosen, p.rejected) == ("Why?", "Yes", ("No",))
-    row["rejected"] = [[assistant("No")], [assistant("Never")]]
-    assert read(row)[0].rejected == ("No", "Never")
-    row["chosen"] = [*prompt, assistant("Yes")]  # the conversation once more before its answer
-    assert read(row)[0] == read(row | {"chosen": "Yes"})[0]
-
-
-def test_conversations_whose_prompt_is_implied():
-    shared = [user("Hi"), assistant("Hello"), user("Why?")]
-    row = {"chosen": [*shared, assistant("Yes")], "rejected": [*shared, assistant("No")]}
-    p, _ = read(row)
-    assert (p.prompt, p.chosen, p.rejected) == ("Why?", "Yes", ("No",))
-    assert p.history == (Turn("user", "Hi"), Turn("assistant", "Hello"))
-    row["rejected"][0] = user("Hello")  # another conversation: nothing is preferred to anything
-    assert read(row) == (None, [NO_SHARED_PROMPT])
-
-
-def test_ultrafeedback_binarized_repeats_its_prompt_in_both_conversations():
-    row = {
-        "prompt": "Why?", "prompt_id": "1", "score_chosen": 8.0, "score_rejected": 4.0,
-        "messages": [user("Why?"), assistant("Yes")],
-        "chosen": [user("Why?"), assistant("Yes")], "rejected": [user("Why?"), assistant("No")],
-    }  # fmt: skip
-    p, _ = read(row)
-    assert (p.prompt, p.history, p.chosen, p.rejected) == ("Why?", (), "Yes", ("No",))
-    with pytest.raises(DataError, match="'chosen'.*the user's turn here differ"):
-        read(row | {"prompt": "What?"})
-
-
-def test_ultrafeedback_itself_scores_its_completions():
-    completions = [
-        {"response": text, "overall_score": score}
-        for text, score in [("No", 2.0), ("Yes", 8.0), ("Maybe", 5), ("Yes!", 8.0)]
-    ]
-    p, notes = read({"instruction": "Why?", "completions": completions, "source": "s"})
-    assert (p.prompt, p.chosen, p.rejected) == ("Why?", "Yes", ("No", "Maybe"))
-    assert notes == [TIED]
-
-
-def test_hh_transcripts():
-    opening = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:"
-    p, _ = read({"chosen": f"{opening} Yes", "rejected": f"{opening} No.\n\nNever"})
-    assert p.history == (Turn("user", "Hi"), Turn("assistant", "Hello"))
-    assert (p.prompt, p.chosen, p.rejected) == ("Why?", "Yes", ("No.\n\nNever",))
-    assert not p.verbatim
-    p, _ = read({"prompt": opening, "chosen": " Yes", "rejected": " No"})
-    assert (p.prompt, len(p.history), p.chosen) == ("Why?", 2, " Yes")
+def refused(*rows, given=None):
+    with pytest.raises(DataError) as error:
+        form(*rows, given=given)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(
-    "chosen, rejected, prompt, answers",
+    "chosen, rejected",
     [
-        ("Q: Why? A: Yes", "Q: Why? A: No", "Q: Why? A:", [" Yes", " No"]),
-        ("Q: Why?\nYes", "Q: Why?\nNo", "Q: Why?\n", ["Yes", "No"]),
-        ("Do bats see? Nonsense", "Do bats see? No", "Do bats see?", [" Nonsense", " No"]),
-        ("Why? Yes", "Why? Yes indeed", "Why?", [" Yes", " Yes indeed"]),  # each keeps a word
-        ("Why? Yes ", "Why? Yes indeed", "Why?", [" Yes ", " Yes indeed"]),
+        ("chosen", "rejected"),
+        ("CHOSEN ", "Rejected"),
+        ("chosen_response", "rejected_response"),
+        ("response_chosen", "response_rejected"),
+        ("preferredOutput", "nonPreferredOutput"),
+        ("y_w", "y_l"),
+        ("winning_answer", "losing_answer"),
+        ("best completion", "worst completion"),
+        ("positive", "negative"),
+        ("response_j", "response_k"),
+        ("chosen_messages", "rejected_messages"),
     ],
 )
-def test_texts_that_begin_alike_imply_their_prompt(chosen, rejected, prompt, answers):
-    p, _ = read({"chosen": chosen, "rejected": rejected})
-    assert (p.prompt, [p.chosen, *p.rejected], p.verbatim) == (prompt, answers, True)
+def test_pairs_by_the_names_people_use(chosen, rejected):
+    found = form({rejected: "No", "prompt": "Why?", chosen: "Yes"})
+    assert found.kind == "pairs"
+    assert found.columns == {"prompt": ("prompt",), "chosen": (chosen,), "rejected": (rejected,)}
 
 
-def test_texts_that_do_not_begin_alike_have_no_prompt():
-    assert read({"chosen": "Yes", "rejected": "No"}) == (None, [NO_SHARED_PROMPT])
-
-
-def test_a_prompt_that_the_conversations_repeat_in_part_is_not_doubled():
-    system = {"role": "system", "content": "Be brief."}
+def test_truthfulqas_columns_however_the_header_is_written():
     row = {
-        "prompt": [system, user("Why?")],
-        "chosen": [user("Why? "), assistant("Yes")],
-        "rejected": [user("Why?"), assistant("No")],
-    }
-    p, _ = read(row)
-    assert (p.prompt, p.history) == ("Why?", (Turn("system", "Be brief."),))
-    row["prompt"] = [system, user("Hi"), assistant("Hello")]  # here they go on
-    row["chosen"] = [user("Why?"), assistant("Yes")]
-    p, _ = read(row)
-    assert (p.prompt, len(p.history)) == ("Why?", 3)
-    row["prompt"] = [user("What?")]
-    with pytest.raises(DataError, match="'chosen'.*the turns before the answer here differ"):
-        read(row)
+        "Type": "A", "Category": "C", "Question": "Why?", "Best Answer ": "Yes",
+        "Correct Answers": "Sure", "Incorrect Answers": "No", "Source": "https://example.org",
+    }  # fmt: skip
+    assert {role: plain(name) for role, (name,) in columns(row).items()} == {
+        "prompt": "question", "category": "category", "chosen": "best_answer",
+        "rejected": "incorrect_answers", "correct": "correct_answers",
+    }  # fmt: skip
 
 
-def test_the_answer_that_is_wrong_is_the_one_that_is_named():
-    row = {"prompt": "Why?", "chosen": [assistant("Yes")], "rejected": [user("No")]}
-    with pytest.raises(DataError, match="'rejected'.*must be the assistant's"):
-        read(row)
+def test_correct_answers_are_truthfulqas_alone_unless_somebody_says_so():
+    row = {"prompt": "Why?", "chosen": "Yes", "rejected": "No", "correct_answers": ["Yes", "Sure"]}
+    assert "'correct_answers' holds text that no role claims" in refused(row)
+    assert columns(row, given="correct=correct_answers")["correct"] == ("correct_answers",)
 
 
-def test_an_hh_transcript_with_an_empty_answer_is_a_note_not_a_refusal():
-    opening = "\n\nHuman: Why?\n\nAssistant:"
-    p, notes = read({"chosen": f"{opening} Yes", "rejected": opening})
-    assert (p.chosen, p.rejected, notes) == ("Yes", (), [EMPTY])
-    assert read({"chosen": opening, "rejected": f"{opening} No"}) == (None, [NO_CHOSEN])
-
-
-def test_truthfulqas_lists_are_split_however_the_header_is_written():
-    row = {"question": "Why?", "best answer ": "Yes", "incorrect answers": "No; Never"}
-    assert read(row)[0].rejected == ("No", "Never")
-    plain = {"question": "Why?", "chosen": "Yes", "rejected": "No; Never"}
-    assert read(plain)[0].rejected == ("No; Never",)
-
-
-def test_scored_completions_are_read_alone():
-    names = ["instruction", "completions", "correct_answers", "incorrect_answers"]
-    assert set(recognise(names)) == {"prompt", "completions"}
-
-
-def test_a_category_may_be_a_number():
-    row = {"prompt": "Why?", "chosen": "Yes", "rejected": "No"}
-    assert read(row | {"category": 3})[0].category == "3"
+def test_numbers_called_chosen_and_rejected_say_which_of_other_columns_is_meant():
+    row = {"prompt": "Why?", "response_0": "No", "response_1": "Yes", "chosen": 1, "rejected": 0}
+    found = form(row, row | {"chosen": 0, "rejected": 1})
+    assert found.kind == "graded"
+    assert found.columns["answers"] == ("response_0", "response_1")
+    assert found.columns["winner"] == ("chosen",)
+    assert (found.winner["0"], found.winner["1"]) == (0, 1)
 
 
 @pytest.mark.parametrize(
-    "message, complaint",
+    "winner, first, second",
     [
-        ({"role": "x<end>\n<turn>system", "content": "Yes"}, "is no role"),
-        ({"role": "assistant", "content": "", "tool_calls": [1]}, "'tool_calls' cannot be read"),
-        ({"role": "assistant", "content": "a", "reasoning_content": "b"}, "'reasoning_content'"),
+        ("winner", "a", "b"),
+        ("winner", "A", "B"),
+        ("winner", "response_a", "response_b"),
+        ("winner", "model_a", "model_b"),
+        ("preference", "first", "second"),
+        ("better", "Response A", "Response B"),
     ],
 )
-def test_messages_that_say_more_than_text_are_refused(message, complaint):
-    with pytest.raises(DataError, match=complaint):
-        read({"prompt": "Why?", "chosen": [message], "rejected": [assistant("No")]})
-
-
-def test_two_system_messages_are_refused_and_the_same_one_counts_once():
-    system = {"role": "system", "content": "Be brief."}
-    row = {
-        "system": "Be brief.", "prompt": [system, user("Why?")], "chosen": "Yes", "rejected": "No",
+def test_a_column_that_names_the_better_of_two(winner, first, second):
+    rows = [{"prompt": "Why?", **ANSWERS, winner: said} for said in (first, second, "tie")]
+    found = form(*rows)
+    assert found.kind == "graded"
+    assert found.columns == {
+        "prompt": ("prompt",), "answers": ("response_a", "response_b"), "winner": (winner,),
     }  # fmt: skip
-    assert read(row)[0].history == (Turn("system", "Be brief."),)
-    with pytest.raises(DataError, match="'system'.*another system message"):
-        read(row | {"system": "Be rude."})
+    assert (found.winner[key_of_value(first)], found.winner[key_of_value(second)]) == (0, 1)
+    assert "tie" not in found.winner
 
 
-def test_a_system_column_becomes_the_first_turn():
-    row = {"system": "Be brief.", "question": "Why?", "chosen": "Yes", "rejected": "No"}
-    assert read(row)[0].history == (Turn("system", "Be brief."),)
-    assert read(row | {"system": ""})[0].history == read(row | {"system": None})[0].history == ()
+def test_columns_of_answers_are_in_the_order_of_their_suffixes():
+    row = {"prompt": "Why?", "answer_2": "b", "answer_1": "a", "winner": 2}
+    assert columns(row)["answers"] == ("answer_1", "answer_2")
+    row = {"prompt": "Why?", "responseB": "b", "responseA": "a", "winner": "A"}
+    assert columns(row)["answers"] == ("responseA", "responseB")
 
 
-def test_what_is_empty_is_left_out_with_its_reason():
-    row = {"prompt": "Why?", "chosen": "Yes", "rejected": ["No", " ", None]}
-    p, notes = read(row)
-    assert p.rejected == ("No",) and notes == [EMPTY, EMPTY]
-    assert read(row | {"prompt": "\n"}) == (None, [NO_PROMPT])
-    assert read(row | {"chosen": None}) == (None, [NO_CHOSEN])
+def test_numbers_that_are_no_suffixes_could_mean_either_answer():
+    rows = [{"prompt": "Why?", **ANSWERS, "label": label} for label in (0, 1)]
+    said = refused(*rows)
+    assert "'label' has the values 0, 1, and nothing says which answer they mean" in said
+    assert "--columns winner=label:X/Y" in said and "'response_a'" in said
+    found = form(*rows, given="winner=label:1/0")
+    assert found.winner == {"1": 0, "0": 1} and found.columns["winner"] == ("label",)
+
+
+def test_true_and_false_could_mean_either_answer():
+    rows = [{"prompt": "Why?", **ANSWERS, "preferred": said} for said in (True, False)]
+    assert "nothing says which answer they mean" in refused(*rows)
+
+
+def test_shps_labels_are_1_where_a_is_preferred():
+    rows = [
+        {"history": "Why?", "human_ref_A": "a", "human_ref_B": "b", "labels": label, "score_A": 3,
+         "score_B": 5}
+        for label in (0, 1)
+    ]  # fmt: skip
+    found = form(*rows)
+    assert found.winner == {"1": 0, "0": 1} and found.columns["prompt"] == ("history",)
+
+
+def test_a_signed_preference_is_below_0_for_the_first_answer():
+    rows = [
+        {"context": "Why?", "response1": "a", "response2": "b", "overall_preference": number}
+        for number in (-3, 0, 2)
+    ]
+    found = form(*rows)
+    assert found.winner == {"-": 0, "+": 1}
+    assert found.columns["prompt"] == ("context",)  # where no likelier one is
+
+
+def test_a_winner_may_be_the_name_of_an_author_or_the_answers_own_text():
+    row = {"prompt": "Why?", **ANSWERS, "model_a": "bat-1", "model_b": "bat-2", "winner": "bat-2"}
+    found = form(row, row | {"winner": "bat-1"})
+    assert (found.winner, found.named) == ({}, ("model_a", "model_b"))
+    assert set(found.wanted) == set(row)
+    found = form({"prompt": "Why?", **ANSWERS, "better": "No"})
+    assert (found.winner, found.named) == ({}, ())
+    assert "nothing says" in refused({"prompt": "Why?", **ANSWERS, "better": "Maybe"})
+
+
+def test_two_columns_that_disagree_about_the_winner_are_named():
+    row = {"prompt": "Why?", **ANSWERS, "winner": "a", "preferred": "b"}
+    said = refused(row)
+    assert "'winner' and 'preferred' disagree" in said
+    assert "--columns winner=winner or --columns winner=preferred" in said
+    assert columns(row | {"preferred": "a"})["winner"] == ("winner",)
+    assert columns(row, given="winner=preferred")["winner"] == ("preferred",)
+
+
+def test_places_in_a_list_are_counted_from_what_the_values_show():
+    rows = [{"prompt": "Why?", "responses": ["a", "b", "c"], "best": place} for place in (0, 2)]
+    assert form(*rows).winner == {"0": 0, "1": 1, "2": 2}
+    rows = [{"prompt": "Why?", "responses": ["a", "b", "c"], "best": place} for place in (1, 3)]
+    assert form(*rows).winner == {"1": 0, "2": 1, "3": 2}
+    unclear = [{"prompt": "Why?", "responses": ["a", "b", "c"], "best": place} for place in (1, 2)]
+    assert "'best' has the values 1, 2" in refused(*unclear)  # from 0 or from 1?
+
+
+@pytest.mark.parametrize(
+    "grades, role",
+    [("scores", "scores"), ("ratings", "scores"), ("ranks", "ranks"), ("ranking", "ranks")],
+)
+def test_a_list_of_answers_with_a_list_of_grades(grades, role):
+    row = {"prompt": "Why?", "responses": ["a", "b"], grades: [1, 2]}
+    found = form(row)
+    assert found.kind == "graded"
+    assert found.columns == {"prompt": ("prompt",), "answers": ("responses",), role: (grades,)}
+
+
+def test_a_column_of_answers_has_its_column_of_grades():
+    row = {"prompt": "Why?", **ANSWERS, "score_b": 2, "score_a": 1}
+    assert columns(row)["scores"] == ("score_a", "score_b")
+    del row["score_b"]
+    said = refused(row)
+    assert "none says how good the answers in 'response_a', 'response_b' are" in said
+    assert "--columns answers=response_a+response_b,winner=COLUMN" in said
+
+
+def test_a_list_of_objects_with_grades_of_their_own():
+    row = {"instruction": "Why?", "completions": [{"response": "a", "overall_score": 1}]}
+    found = form(row)
+    assert found.kind == "graded"
+    assert found.columns == {"prompt": ("instruction",), "answers": ("completions",)}
+
+
+def test_all_pairs_are_made_of_the_list_where_a_row_has_a_pair_too():
+    row = {
+        "prompt": "Why?", "chosen": "a", "rejected": "b", "responses": ["a", "b", "c"],
+        "scores": [3, 2, 1],
+    }  # fmt: skip
+    assert form(row).kind == "pairs"
+    found = form(row, every=True)
+    assert found.kind == "graded" and found.columns["answers"] == ("responses",)
+    assert form({k: row[k] for k in ("prompt", "chosen", "rejected")}, every=True).kind == "pairs"
+
+
+@pytest.mark.parametrize("label", [True, 1, "good", 0.5])
+def test_one_answer_a_row_with_a_label(label):
+    found = form({"prompt": "Why?", "completion": "Yes", "label": label})
+    assert found.kind == "single"
+    assert found.columns == {"prompt": ("prompt",), "completion": ("completion",),
+                             "label": ("label",)}  # fmt: skip
+
+
+def test_alpacas_input_belongs_to_its_instruction():
+    row = {"instruction": "Add.", "input": "2 and 2", "chosen": "4", "rejected": "5"}
+    assert columns(row)["prompt"] == ("instruction", "input")
+    assert columns(row | {"input": ""})["prompt"] == ("instruction", "input")
+    row = {"prompt": "Add 2 and 2.", "input": "2 and 2", "chosen": "4", "rejected": "5"}
+    assert "'input' holds text" in refused(row | {"input": "3 and 3"})  # not in the prompt
+
+
+def test_system_history_tools_and_category_stand_beside_the_prompt():
+    row = {
+        "question": "Why?", "system_prompt": "Be brief.", "history": [["Hi", "Hello"]],
+        "tools": [{"name": "look"}], "category": "c", "chosen": "Yes", "rejected": "No",
+    }  # fmt: skip
+    assert list(columns(row).items()) == [
+        ("prompt", ("question",)), ("system", ("system_prompt",)), ("history", ("history",)),
+        ("tools", ("tools",)), ("category", ("category",)), ("chosen", ("chosen",)),
+        ("rejected", ("rejected",)),
+    ]  # fmt: skip
+
+
+def test_a_prompt_that_is_empty_in_the_first_rows_gives_way_to_one_that_is_not():
+    row = {"prompt": "", "question": "Why?", "chosen": "Yes", "rejected": "No"}
+    assert columns(row)["prompt"] == ("question",)
+    assert columns(row | {"question": ""})["prompt"] == ("prompt",)
+
+
+def test_the_messages_within_an_object_are_the_prompt():
+    inside = {"messages": [{"role": "user", "content": "Why?"}], "tools": [{"name": "look"}]}
+    row = {"input": inside, "chosen": "Yes", "rejected": "No"}
+    assert columns(row)["prompt"] == ("input.messages",)
+    assert columns(row)["tools"] == ("input.tools",)
+    row = {"data": inside, "chosen": "Yes", "rejected": "No"}
+    given = columns(row, given="prompt=data.messages,tools=data.tools")
+    assert given["prompt"] == ("data.messages",)
+    assert value_of(row, "data.messages") == inside["messages"]
+    assert value_of(row, "data.none") is None and value_of(row, "chosen.none") is None
+    assert value_of({"a.b": 1, "a": {"b": 2}}, "a.b") == 1  # a column of that very name
+
+
+# What no role claims
+
+
+CONTEXT = {"prompt": "Who?", "context": "Bats fly.", "chosen": "Bats", "rejected": "Lead"}
+
+
+def test_text_that_no_role_claims_is_refused_with_both_ways_on():
+    said = refused(CONTEXT)
+    assert said == (
+        "rows.csv: 'context' holds text that no role claims, and an answer may rest on it; join it "
+        "to the prompt: --columns prompt=prompt+context, or say that it is not read: --columns "
+        "context=-"
+    )
+    assert columns(CONTEXT, given="prompt=prompt+context")["prompt"] == ("prompt", "context")
+    assert "context" not in form(CONTEXT, given="context=-").wanted
+    two = CONTEXT | {"passage": "Lead is heavy."}
+    assert "'context', 'passage' hold text" in refused(two)
+    assert "--columns context=-,passage=-" in refused(two)
+
+
+def test_text_without_any_prompt_may_be_the_prompt():
+    said = refused({"passage": "Bats fly.", "chosen": "Bats", "rejected": "Lead"})
+    assert "make it the prompt: --columns prompt=passage" in said
+    assert unclaimed(["passage"], {}, lambda *_: False).endswith("read: --columns passage=-")
+
+
+@pytest.mark.parametrize(
+    "value", [3, 0.5, True, None, "", "42", "2024-01-31", "https://example.org", "Who?", "Bats", []]
+)
+def test_what_says_nothing_more_than_the_row_is_left_unread(value):
+    assert form(CONTEXT | {"context": value}).kind == "pairs"
+
+
+def test_well_known_side_columns_are_left_unread():
+    row = {k: v for k, v in CONTEXT.items() if k != "context"}
+    for name in ("source", "prompt_id", "annotator_note", "model", "score_chosen"):
+        assert name not in form(row | {name: "some words"}).wanted
+
+
+def test_text_in_a_twentieth_of_the_rows_is_too_little_to_stop_for():
+    without, rich = CONTEXT | {"context": None}, CONTEXT
+    assert form(*[without] * 19, rich).kind == "pairs"
+    assert "'context' holds text" in refused(*[without] * 18, rich)
+
+
+def test_text_that_is_the_same_in_nearly_every_row_tells_no_answer_apart():
+    rows = [CONTEXT] * 9 + [CONTEXT | {"context": "Lead is heavy."}]
+    assert form(*rows).kind == "pairs"
+    assert "'context' holds text" in refused(CONTEXT, *rows[8:])
+
+
+def test_columns_without_any_text_yet_are_watched():
+    row = CONTEXT | {"context": None, "source": None}
+    found = form(row)
+    assert found.silent == ("context",)  # a source may say what it likes
+    assert found.wanted == ["prompt", "chosen", "rejected", "context"]
+
+
+def test_a_column_that_later_rows_bring_counts_if_it_has_text_that_matters():
+    known = {"prompt", "chosen", "rejected"}
+    assert late_column({"prompt": "a", "hint": "Bats fly."}, known) == "hint"
+    for more in ({"hint": "42"}, {"hint": None}, {"source": "A book"}, {"responses": ["a", "b"]}):
+        assert late_column({"prompt": "a"} | more, known) is None
+
+
+# What somebody says
 
 
 def test_columns_say_what_names_do_not_tell():
-    row = {"ask": "Why?", "good": "Yes", "bad": ["No"], "prompt": "not this one"}
-    p, _ = read(row, "prompt=ask, chosen=good,rejected=bad")
-    assert (p.prompt, p.chosen, p.rejected) == ("Why?", "Yes", ("No",))
-    columns = recognise(list(row), "prompt=ask,chosen=good,rejected=bad")
-    assert describe(columns, list(row)) == (
-        "prompt = 'ask', chosen = 'good', rejected = 'bad'; not read: 'prompt'"
+    row = {"ask": "Why?", "fine": "Yes", "poor": ["No"], "note": "Hm."}
+    given = "prompt=ask, chosen=fine,rejected=poor,note=-"
+    found = form(row, given=given)
+    assert found.columns == {"prompt": ("ask",), "chosen": ("fine",), "rejected": ("poor",)}
+    assert describe(found, list(row)) == (
+        "prompt = 'ask', chosen = 'fine', rejected = 'poor'; not read: 'note'"
+    )
+
+
+def test_roles_that_are_not_said_are_found_by_name():
+    row = {"prompt": "Why?", "chosen": "Yes", "rejected": "No", "fine": "Sure"}
+    found = form(row, given="chosen=fine,chosen=-")
+    assert found.columns == {"prompt": ("prompt",), "chosen": ("fine",), "rejected": ("rejected",)}
+
+
+def test_a_description_says_what_a_winners_values_mean():
+    row = {"prompt": "Why?", **ANSWERS, "label": 1, "id": 3}
+    found = form(row, given="winner=label:1/0")
+    assert describe(found, list(row)) == (
+        "prompt = 'prompt', answers = 'response_a' + 'response_b', winner = 'label' "
+        "(0: 'response_b', 1: 'response_a'); not read: 'id'"
     )
 
 
@@ -229,14 +346,18 @@ def test_columns_say_what_names_do_not_tell():
     [
         (["a", "b"], None, "rows.csv has the columns 'a', 'b'.*--columns prompt="),
         (["prompt", "chosen"], None, "do not tell the chosen answer from the rejected"),
+        (["prompt", "passage", "score"], None, "completion=A,label=B for one answer"),
         ([], None, "has the columns none"),
         (["a", "b"], "chosen=a,rejected=c", "'rejected=c': rows.csv has the columns 'a', 'b'"),
-        (["a", "b"], "best=a", "'best=a': write ROLE=COLUMN with prompt, chosen"),
+        (["a", "b"], "best=a", "'best=a': write ROLE=COLUMN with prompt, system"),
         (["a", "b"], "chosen", "write ROLE=COLUMN"),
+        (["a", "b"], "chosen=", "write ROLE=COLUMN"),
         (["a", "b"], "chosen=a", "do not tell"),
         (["a", "b"], "chosen=a,chosen=b,rejected=b", "chosen is named twice"),
+        (["a", "b"], "answers=a+b,winner=a:x", "write winner=COLUMN:FIRST/SECOND"),
+        (["a", "b", "c", "d"], "answers=a+b,scores=c+d,winner=c", "scores and winner both say"),
     ],
 )
 def test_columns_that_do_not_tell_are_refused_by_name(names, given, complaint):
     with pytest.raises(DataError, match=complaint):
-        recognise(names, given, "rows.csv")
+        recognise(names, [], given, "rows.csv")

@@ -1,5 +1,6 @@
 """Sources: every format gives the same rows, and a place for each."""
 
+import gzip
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,30 @@ ROWS = [
 EXPECTED = [(row["prompt"], row["chosen"], (row["rejected"],)) for row in ROWS]
 
 
+COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+BY_NUMBER = {name: dict(zip("012", cells, strict=True)) for name, cells in COLUMNS.items()}
+
+
+def as_json(value, **how):
+    return lambda path: path.write_text(json.dumps(value, **how), encoding="utf-8")
+
+
+def packed(write):
+    """Return what writes with `write`, and packs that as the name says."""
+
+    def packed_too(path):
+        import pyarrow
+
+        plain = path.with_suffix("")
+        write(plain)
+        kind = {".gz": "gzip", ".zst": "zstd"}[path.suffix]
+        with pyarrow.output_stream(str(path), compression=kind) as file:
+            file.write(plain.read_bytes())
+        plain.unlink()
+
+    return packed_too
+
+
 def as_csv(path, delimiter=","):
     import csv
 
@@ -42,6 +67,18 @@ WRITERS = {
     "rows.jsonl": lambda path: path.write_text(
         "\n\n".join(map(json.dumps, ROWS)) + "\n", encoding="utf-8"
     ),
+    "indented.json": as_json(ROWS, indent=2),
+    "lines-that-are-a-list.jsonl": as_json(ROWS, indent=2),
+    "within-data.json": as_json({"version": 1, "data": ROWS}),
+    "within-anything.json": as_json({"questions": ROWS}, indent=1),
+    "columns.json": as_json(COLUMNS),
+    "columns-by-number.json": as_json(BY_NUMBER),  # as pandas writes it
+    "rows.csv.gz": packed(as_csv),
+    "rows.tsv.zst": packed(lambda path: as_csv(path, "\t")),
+    "rows.json.gz": packed(as_json(ROWS)),
+    "rows.jsonl.zst": packed(
+        lambda path: path.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
+    ),
     "rows.parquet": lambda path: Dataset.from_list(ROWS).to_parquet(path),
     "saved": lambda path: Dataset.from_list(ROWS).save_to_disk(path),
     "one-split": lambda path: DatasetDict(train=Dataset.from_list(ROWS)).save_to_disk(path),
@@ -58,6 +95,45 @@ def test_every_format_gives_the_same_preferences(tmp_path, name):
     found = load_preferences(str(tmp_path / name))
     assert triples(found) == EXPECTED
     assert all(name in p.place for p in found)
+
+
+def test_one_object_is_one_row_even_over_several_lines(tmp_path):
+    for name, how in (("one.json", {}), ("lines.jsonl", {"indent": 2})):
+        as_json(ROWS[0], **how)(tmp_path / name)
+        assert triples(load_preferences(str(tmp_path / name))) == EXPECTED[:1]
+    # lists of answers are as long as each other, and still no columns: the prompt is none
+    row = {"prompt": "Why?", "chosen": ["Yes"], "rejected": ["No"]}
+    as_json(row)(tmp_path / "one.json")
+    assert triples(load_preferences(str(tmp_path / "one.json"))) == [("Why?", "Yes", ("No",))]
+
+
+def test_messages_in_one_object_are_no_columns(tmp_path):
+    """One row of two conversations of equal length, which looks like two columns of two rows."""
+    asked = {"role": "user", "content": "Why?"}
+    chosen, rejected = ([asked, {"role": "assistant", "content": a}] for a in ("Yes", "No"))
+    as_json({"chosen": chosen, "rejected": rejected})(tmp_path / "one.json")
+    assert triples(load_preferences(str(tmp_path / "one.json"))) == [("Why?", "Yes", ("No",))]
+
+
+NO_ROWS = "has the columns none|is empty"
+PACKED = {
+    "cut.jsonl.gz": (gzip.compress(json.dumps(ROWS[0]).encode() * 99)[:-20], "cannot be read"),
+    "none.csv.gz": (b"prompt,chosen,rejected", "cannot be read"),
+    "none.jsonl.zst": (b"{}", "cannot be read"),
+    "empty.csv.gz": (gzip.compress(b""), NO_ROWS),
+    "empty.jsonl.gz": (gzip.compress(b""), NO_ROWS),
+    "latin-1.csv.gz": (gzip.compress(b"prompt,chosen,rejected\nJ\xe4ger,a,b\n"), "UTF-8"),
+    "rows.parquet.gz": (gzip.compress(b"PAR1"), "rows are read from .csv"),
+    "rows.csv.zip": (b"PK", "rows are read from .csv"),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_packed_file_that_cannot_be_unpacked_is_named(tmp_path, name):
+    content, complaint = PACKED[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}.*({complaint})"):
+        load_preferences(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -143,8 +219,8 @@ def test_two_processes_may_store_the_same_source_at_once(tmp_path):
         "print(len(r.preferences))"
     )
     with ThreadPoolExecutor() as pool:
-        runs = list(pool.map(lambda _: python_process(tmp_path, ["-c", code]), range(3)))
-    assert [run.stdout for run in runs] == ["3\n"] * 3, [run.stderr for run in runs]
+        runs = list(pool.map(lambda _: python_process(tmp_path, ["-c", code]), range(2)))
+    assert [run.stdout for run in runs] == ["3\n"] * 2, [run.stderr for run in runs]
 
 
 def test_what_is_stored_has_another_name_once_the_code_is_another(tmp_path, monkeypatch):
@@ -197,37 +273,46 @@ def repositories(tmp_path_factory):
     return {"datasets/org/two": folder / "two", "datasets/org/prefs": folder / "prefs"}
 
 
-def report(tmp_path, source, endpoint, **environment):
-    """Run the data report on a Hub id, with a small tokenizer; return what it said."""
+REPORTS = """
+import sys
+from run.__main__ import main
+for source in sys.argv[2:]:
+    for stream in (sys.stdout, sys.stderr):
+        print("--", source, file=stream, flush=True)
+    status = main(["data", source, "--model", sys.argv[1], "--eval-fraction", "0.5"])
+    print("status", status, flush=True)
+"""
+
+
+def reports(tmp_path, endpoint, *sources, **environment):
+    """Run the data report on Hub ids, with a small tokenizer; return what it said of each."""
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "config.json").write_text('{"model_type": "llama"}')
-    argv = ["-m", "run", "data", source, "--model", str(tmp_path / "tokenizer")]
-    return python_process(tmp_path, [*argv, "--eval-fraction", "0.5"], endpoint, **environment)
+    argv = ["-c", REPORTS, str(tmp_path / "tokenizer"), *sources]
+    done = python_process(tmp_path, argv, endpoint, **environment)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    streams = [stream.split("-- ")[1:] for stream in (done.stdout, done.stderr)]
+    return ["".join(both) for both in zip(*streams, strict=True)]
 
 
 def test_data_sets_of_the_hub_with_their_configurations_and_splits(repositories, tmp_path):
+    sources = ("org/two", "org/two::test", "org/prefs", "org/prefs:hard", "org/absent")
     with hub(repositories) as (endpoint, _):
-        done = report(tmp_path, "org/two", endpoint)  # the split `train`, of two
-        assert "org/two: 3 questions" in done.stdout, done.stderr
-        done = report(tmp_path, "org/two::test", endpoint)
-        assert done.returncode == 2 and "of 1 questions leaves" in done.stderr  # one question only
-        done = report(tmp_path, "org/prefs", endpoint)
-        assert done.returncode == 2
-        assert "name one: org/prefs::train_prefs, org/prefs::test_prefs" in done.stderr
-        done = report(tmp_path, "org/prefs:hard", endpoint)
-        assert done.returncode == 2 and "hard" in done.stderr and "easy" in done.stderr
-        done = report(tmp_path, "org/absent", endpoint)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert "the data set org/absent of the Hub could not be read" in done.stderr
+        train, test, several, hard, absent = reports(tmp_path, endpoint, *sources)
+    assert "org/two: 3 questions" in train and "status 0" in train  # the split `train`, of two
+    assert "of 1 question leaves" in test  # one question only
+    assert "name one: org/prefs::train_prefs, org/prefs::test_prefs" in several
+    assert "hard" in hard and "easy" in hard
+    assert "the data set org/absent of the Hub could not be read" in absent
+    assert all("status 2" in said for said in (test, several, hard, absent))
 
 
 def test_a_private_data_set_needs_its_token(repositories, tmp_path):
     with hub(repositories, gated=["datasets/org/two"]) as (endpoint, _):
-        done = report(tmp_path, "org/two", endpoint)
-        assert done.returncode == 2 and "org/two" in done.stderr
-        done = report(tmp_path, "org/two", endpoint, ACCESS_TOKEN="hf_right")
-        assert "org/two: 3 questions" in done.stdout, done.stderr
-        assert "hf_right" not in done.stdout + done.stderr
+        (said,) = reports(tmp_path, endpoint, "org/two")
+        assert "status 2" in said and said.count("org/two") > 1
+        (said,) = reports(tmp_path, endpoint, "org/two", ACCESS_TOKEN="hf_right")
+        assert "org/two: 3 questions" in said and "hf_right" not in said
 
 
 @pytest.mark.skipif(not TRUTHFULQA.exists(), reason="needs the authors' CSV beside the project")

@@ -6,7 +6,8 @@ import pytest
 from conftest import CHAT_TEMPLATE, small_tokenizer
 
 from data import Preference, TextSettings, Turn, encode
-from data.columns import parse_row, recognise
+from data.columns import recognise
+from data.parse import parse_row
 
 pytestmark = pytest.mark.parity
 trl = pytest.importorskip("trl")
@@ -39,8 +40,13 @@ def theirs(row, tokenizer):
     return tuple(tuple(prepared[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
 
 
+def read(row):
+    """The preference of one row."""
+    return parse_row("row", row, recognise(list(row), [row]))[0]
+
+
 def ours(row, tokenizer, template="plain"):
-    preference, _ = parse_row("row", row, recognise(list(row)))
+    preference = read(row)
     form = "{}" if template == "plain" else None
     text = TextSettings(template, prompt_format=form, answer_format=form)
     q = encode([preference], tokenizer, text).questions[0]
@@ -117,7 +123,7 @@ def test_an_implied_prompt_swallows_shared_openings_in_trl_and_stops_at_a_word_h
     row = {"chosen": "Why? Nonsense", "rejected": "Why? No"}
     extracted = trl.extract_prompt(row)
     assert (extracted["prompt"], extracted["rejected"]) == ("Why? N", "o")
-    preference, _ = parse_row("row", row, recognise(list(row)))
+    preference = read(row)
     assert (preference.prompt, preference.chosen) == ("Why?", " Nonsense")
     assert preference == Preference("Why?", " Nonsense", (" No",), verbatim=True)
 
@@ -129,6 +135,6 @@ def test_what_the_rows_of_a_conversation_say_is_read_the_same():
     row = {"chosen": turns + answers[0], "rejected": turns + answers[1]}
     extracted = trl.extract_prompt(row)
     assert extracted["prompt"] == turns and extracted["chosen"] == answers[0]
-    preference, _ = parse_row("row", row, recognise(list(row)))
+    preference = read(row)
     history = (Turn("user", "Hi"), Turn("assistant", "Hello"))
     assert preference == Preference("Why?", "Yes", ("No",), history=history)

@@ -1,0 +1,284 @@
+"""Where the answers of a source stand, and which column says how good they are.
+
+Nothing is guessed here: a column of marks is read only where its values name the better answer, or
+are scores or ranks by name. Where they could mean either answer, the reading is refused.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from data import names
+from data.question import DataError
+from data.sample import Sample, value_of
+
+Columns = dict[str, tuple[str, ...]]  # role -> its columns; of several the texts are joined
+Values = tuple[str, str]  # of a winner's column: what stands for the first answer, and the second
+
+
+class Form(NamedTuple):
+    """How the rows of a source are read."""
+
+    kind: Literal["pairs", "graded", "single"]
+    columns: Columns
+    winner: Mapping[str, int] = {}  # what its column says -> which answer is the better one
+    named: tuple[str, ...] = ()  # columns with the names of the answers' authors, one of which won
+    silent: tuple[str, ...] = ()  # columns that no role claims, and that had no text so far
+    unread: tuple[str, ...] = ()  # columns that are not to be read
+
+    @property
+    def wanted(self) -> list[str]:
+        """Return every column that is read, each once."""
+        used = [name for several in self.columns.values() for name in several]
+        tops = (name.partition(".")[0] for name in used)
+        return list(dict.fromkeys([*tops, *self.named, *self.silent]))
+
+
+def find_answers(
+    sample: Sample, asked: Columns, values: Values | None, free: Sequence[str], every: bool
+) -> Form | None:
+    """Return the form with the columns of its answers; None where nothing tells them apart.
+
+    Raises:
+        DataError: a column says which answer won, but could mean either of them.
+    """
+    of_lists = {"answers", "scores", "ranks", "winner"} & asked.keys()
+    alone = {"completion", "label"} & asked.keys()
+    paired = {"chosen", "rejected"} & asked.keys()
+    pairs = None if of_lists or alone else _pairs(sample, asked, free)
+    graded = None
+    if not alone and not paired and (every or not pairs):
+        graded = _graded(sample, asked, values, free)
+    if pairs:
+        return graded if graded and len(graded.columns["answers"]) == 1 else pairs
+    single = None if of_lists or paired else _single(sample, asked, free)
+    return graded or single
+
+
+def _pairs(sample: Sample, asked: Columns, free: Sequence[str]) -> Form | None:
+    """Find a chosen and a rejected answer."""
+    columns: Columns = {}
+    for role, side in (("chosen", names.GOOD), ("rejected", names.BAD)):
+        exact = (role, *names.TRUTHFULQA[role], *names.ALSO[role])
+        alike = [names.plain(name) for name in free if names.says(name, side)]
+        found = sample.first([*exact, *alike], free)
+        if role not in asked and not found:
+            return None
+        columns[role] = asked.get(role) or (str(found),)
+    if not all(sample.mostly(name, (str, list, dict)) for (name, *_) in columns.values()):
+        return None if suffixed(sample, free) else Form("pairs", columns)
+    if names.plain(columns["chosen"][0]) in names.TRUTHFULQA["chosen"] and "correct" not in asked:
+        correct = sample.first(names.TRUTHFULQA["correct"], free)
+        columns |= {"correct": (correct,)} if correct else {}
+    return Form("pairs", columns)
+
+
+def _graded(
+    sample: Sample, asked: Columns, values: Values | None, free: Sequence[str]
+) -> Form | None:
+    """Find answers, and what grades them."""
+    given: Columns = {r: asked[r] for r in ("scores", "ranks", "winner") if r in asked}
+    if len(given) > 1:
+        raise DataError(f"--columns: {' and '.join(given)} both say how good answers are; name one")
+    ways = [asked["answers"]] if "answers" in asked else several_answers(sample, free)
+    for answers in ways:
+        rest = [name for name in free if name not in answers]
+        listed = len(answers) == 1
+        if given and "winner" not in given:
+            return Form("graded", {"answers": answers, **given})
+        if not given and listed:
+            if _graded_inside(sample, answers[0]):
+                return Form("graded", {"answers": answers})
+            if grades := _grades(sample, answers, rest):
+                return Form("graded", {"answers": answers, **grades})
+        named = _authors(answers, rest)
+        if won := _winner(sample, answers, given.get("winner"), values, rest):
+            column, meaning = won
+            columns = {"answers": answers, "winner": (column,)}
+            return Form("graded", columns, meaning, () if meaning else named)
+        if grades := _grades(sample, answers, rest):
+            return Form("graded", {"answers": answers, **grades})
+    return None
+
+
+def several_answers(sample: Sample, free: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return every way in which a row may have several answers: lists, and columns numbered."""
+    lists = [
+        (name,) for name in free
+        if names.of_answers(name) and sample.lists_of(name, (str, dict, list))
+    ]  # fmt: skip
+    return [*lists, *suffixed(sample, free)]
+
+
+def _graded_inside(sample: Sample, name: str) -> bool:
+    """Tell whether the answers of a list are objects with grades of their own."""
+    items = [item for value in sample.values(name) if isinstance(value, list) for item in value]
+    graded = (key in item for item in items if isinstance(item, dict) for key in names.GRADE_KEYS)
+    return all(isinstance(item, dict) for item in items) and any(graded)
+
+
+def suffixed(sample: Sample, free: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return columns of answers whose names differ only in a number or letter behind them."""
+    found: dict[str, dict[str, str]] = {}
+    for name in free:
+        stem, suffix = names.stem(name)
+        parts = set(names.words(stem))
+        if suffix and parts & names.NOUNS and parts <= names.NOUNS | names.OF_ANSWERS:
+            if sample.mostly(name, (str, list, dict)):
+                found.setdefault(stem, {})[suffix] = name
+    several = [group for group in found.values() if len(group) > 1]
+    return [tuple(group[suffix] for suffix in sorted(group)) for group in several]
+
+
+def _grades(sample: Sample, answers: tuple[str, ...], free: Sequence[str]) -> Columns:
+    """Find the scores or ranks of these answers: a list for a list, a column for each column."""
+    wanted = [names.stem(name)[1] for name in answers]
+    for role, meant in (("ranks", names.RANKS), ("scores", names.SCORES)):
+        groups: dict[str, dict[str, str]] = {}
+        for name in free:
+            stem, suffix = (name, "") if len(answers) == 1 else names.stem(name)
+            if names.grades(stem, meant):
+                groups.setdefault(stem, {})[suffix] = name
+        for group in groups.values():
+            columns = [group.get(suffix, "") for suffix in wanted]
+            if len(answers) == 1 and sample.parallel(answers[0], columns[0]):
+                return {role: (columns[0],)}
+            if len(answers) > 1 and all(columns) and all(map(sample.numbers, columns)):
+                return {role: tuple(columns)}
+    return {}
+
+
+def _single(sample: Sample, asked: Columns, free: Sequence[str]) -> Form | None:
+    """Find one answer a row, and what it is worth."""
+    answer, label = asked.get("completion"), asked.get("label")
+    if not answer and (found := sample.first(names.SINGLE, free)):
+        answer = (found,)
+    rest = [n for n in free if n not in (answer or ()) and not sample.mostly(n, (list, dict))]
+    alike = [n for n in rest if names.grades(n, names.LABELS | names.RANKS)]
+    alike.sort(key=sample.flags, reverse=True)  # a column of true and false before one of scores
+    if not label and alike:
+        label = (alike[0],)
+    return Form("single", {"completion": answer, "label": label}) if answer and label else None
+
+
+# Which of several answers won
+
+
+def _authors(answers: tuple[str, ...], free: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns with the names of the models that answered, in the answers' order."""
+    wanted = [names.stem(name)[1] for name in answers]
+    found = {names.stem(n)[1]: n for n in free if "model" in names.words(names.stem(n)[0])}
+    named = tuple(found[suffix] for suffix in wanted if suffix in found)
+    return named if len(answers) > 1 and len(named) == len(answers) else ()
+
+
+def _winner(
+    sample: Sample, answers: tuple[str, ...], asked: tuple[str, ...] | None,
+    values: Values | None, free: Sequence[str],
+) -> tuple[str, Mapping[str, int]] | None:  # fmt: skip
+    """Return the column that names the better answer, and what its values mean.
+
+    Raises:
+        DataError: the one asked for has values that could mean either answer, or two disagree.
+    """
+    if asked and values:
+        return asked[0], {values[0]: 0, values[1]: 1}
+    found: list[tuple[str, Mapping[str, int]]] = []
+    for name in asked or marks(free):
+        meaning = _meaning(sample, name, answers, _authors(answers, free))
+        if asked and meaning is None:
+            raise DataError(unclear(sample, name, answers))
+        if meaning or (meaning is not None and not names.of_answers(name)):
+            found.append((name, meaning))
+    for other, meaning in found[1:]:
+        first, means = found[0]
+        told = [
+            (means.get(key_of_value(value_of(row, first))),
+             meaning.get(key_of_value(value_of(row, other)))) for row in sample.rows
+        ]  # fmt: skip
+        if any(None not in both and both[0] != both[1] for both in told):
+            raise DataError(
+                f"{first!r} and {other!r} disagree about which answer is the better one; say which "
+                f"to read: {names.flag(f'winner={first}')} or {names.flag(f'winner={other}')}"
+            )
+    return found[0] if found else None
+
+
+def marks(free: Sequence[str]) -> list[str]:
+    """Return the columns that may say which answer is the better one, the likeliest first."""
+
+    def likely(name: str) -> int:
+        found = names.words(name)
+        if set(found) & names.WORSE:
+            return len(names.WINNERS)
+        return min((i for i, word in enumerate(names.WINNERS) if word in found),
+                   default=len(names.WINNERS))  # fmt: skip
+
+    signed = [name for name in free if names.plain(name) in names.SIGNED]
+    others = [name for name in free if name not in signed and likely(name) < len(names.WINNERS)]
+    return [*signed, *sorted(others, key=likely)]
+
+
+def key_of_value(value: object) -> str:
+    """Return a value of a winner's column as it is looked up: `1`, `a`, `response_a`, `-2`."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value).strip().casefold()
+    return text if re.fullmatch(r"[-+]?[\d.]*", text) else names.plain(text)
+
+
+def _meaning(
+    sample: Sample, name: str, answers: tuple[str, ...], named: tuple[str, ...]
+) -> Mapping[str, int] | None:
+    """Return which value of a column means which answer; {}: their own texts; None: unclear."""
+    values = sample.values(name)
+    if not values or not all(isinstance(v, str | int | float) for v in values):
+        return None
+    told = {key_of_value(v) for v in values if not names.is_tie(str(v))}
+    numbers = [float(v) for v in told if re.fullmatch(r"-?\d+(\.\d+)?", v)]
+    if names.plain(name) in names.SIGNED and len(numbers) == len(told):
+        return {"-": 0, "+": 1}
+    if any(set(names.words(v)) & names.WORSE for v in told):
+        return None
+    if len(answers) == 1:  # a place in a list
+        longest = max((len(v) for v in sample.values(answers[0])), default=0)
+        if numbers and len(numbers) == len(told) and all(n.is_integer() for n in numbers):
+            start = 0 if min(numbers) == 0 else 1 if max(numbers) == longest else None
+            if start is None or not start <= min(numbers) <= max(numbers) < longest + start:
+                return None
+            return {str(i + start): i for i in range(longest)}
+        return {} if sample.repeats(name, answers) else None
+    suffixes = [names.stem(answer)[1] for answer in answers]
+    places = {value: _place(value, answers, suffixes) for value in told}
+    if told and not any(isinstance(v, bool) for v in values):  # true of which one?
+        known = {value: place for value, place in places.items() if place is not None}
+        if len(known) == len(told):
+            return {suffix: place for place, suffix in enumerate(suffixes)} | known
+    if {*map(names.plain, answers)} <= {"human_ref_a", "human_ref_b"} and told <= {"0", "1"}:
+        return {"1": 0, "0": 1}  # SHP: `labels` is 1 where A is preferred
+    by_name = named and told <= {key_of_value(v) for n in named for v in sample.values(n)}
+    return {} if by_name or sample.repeats(name, answers) else None
+
+
+def _place(value: str, answers: tuple[str, ...], suffixes: list[str]) -> int | None:
+    """Return the answer that a value names: `b`, `response_b`, `model_b`, `second`."""
+    plain = [names.plain(name) for name in answers]
+    if value in plain:
+        return plain.index(value)
+    if value in names.ORDINALS:
+        return names.ORDINALS[value]
+    hits = {suffixes.index(word) for word in value.split("_") if word in suffixes}
+    return hits.pop() if len(hits) == 1 else None
+
+
+def unclear(sample: Sample, name: str, answers: tuple[str, ...]) -> str:
+    """Say that a winner's values could mean either answer, and how to say which."""
+    told = sorted({key_of_value(v) for v in sample.values(name)})[:4]
+    first, second = (
+        map(repr, answers[:2]) if len(answers) > 1 else ("the first of them", "the second")
+    )
+    return (
+        f"{name!r} has the values {', '.join(told) or 'none'}, and nothing says which answer they "
+        f"mean; say so: {names.flag(f'winner={name}:X/Y')}, where X stands in rows whose better "
+        f"answer is {first}, and Y where it is {second}"
+    )
