@@ -4,6 +4,7 @@ Nothing is guessed here: a column of marks is read only where its values name th
 are scores or ranks by name. Where they could mean either answer, the reading is refused.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -23,7 +24,10 @@ class Form(NamedTuple):
     columns: Columns
     winner: Mapping[str, int] = {}  # what its column says -> which answer is the better one
     named: tuple[str, ...] = ()  # columns with the names of the answers' authors, one of which won
-    silent: tuple[str, ...] = ()  # columns that no role claims, and that had no text so far
+    silent: tuple[tuple[str, str], ...] = ()  # columns of no role, and the only text that they had
+    ties: bool = False  # any other value of the winner's column is a tie
+    repeated: bool = False  # every answer's text begins with the prompt's
+    listed: tuple[str, ...] = ()  # columns whose texts are JSON lists of texts
     unread: tuple[str, ...] = ()  # columns that are not to be read
 
     @property
@@ -31,7 +35,7 @@ class Form(NamedTuple):
         """Return every column that is read, each once."""
         used = [name for several in self.columns.values() for name in several]
         tops = (name.partition(".")[0] for name in used)
-        return list(dict.fromkeys([*tops, *self.named, *self.silent]))
+        return list(dict.fromkeys([*tops, *self.named, *(name for name, _ in self.silent)]))
 
 
 def find_answers(
@@ -62,15 +66,27 @@ def _pairs(sample: Sample, asked: Columns, free: Sequence[str]) -> Form | None:
         exact = (role, *names.TRUTHFULQA[role], *names.ALSO[role])
         alike = [names.plain(name) for name in free if names.says(name, side)]
         found = sample.first([*exact, *alike], free)
+        if not found and role == "chosen" and "rejected" not in asked:
+            found = _conversation(sample, free)
         if role not in asked and not found:
             return None
         columns[role] = asked.get(role) or (str(found),)
-    if not all(sample.mostly(name, (str, list, dict)) for (name, *_) in columns.values()):
-        return None if suffixed(sample, free) else Form("pairs", columns)
+    if several_answers(sample, free) and all(map(sample.marks, (c[0] for c in columns.values()))):
+        return None  # they say which of other columns is meant
     if names.plain(columns["chosen"][0]) in names.TRUTHFULQA["chosen"] and "correct" not in asked:
         correct = sample.first(names.TRUTHFULQA["correct"], free)
         columns |= {"correct": (correct,)} if correct else {}
     return Form("pairs", columns)
+
+
+def _conversation(sample: Sample, free: Sequence[str]) -> str | None:
+    """Return the messages that end with an answer, where a rejected one stands elsewhere."""
+    name = sample.first(("messages", "conversations"), free)
+    if not name or not any(names.says(n, names.BAD) for n in free):
+        return None
+    ends = [value[-1] for value in sample.values(name) if isinstance(value, list)]
+    roles = {str(end.get("role", end.get("from"))) for end in ends if isinstance(end, dict)}
+    return name if roles and roles <= {"assistant", "gpt"} else None
 
 
 def _graded(
@@ -82,23 +98,70 @@ def _graded(
         raise DataError(f"--columns: {' and '.join(given)} both say how good answers are; name one")
     ways = [asked["answers"]] if "answers" in asked else several_answers(sample, free)
     for answers in ways:
-        rest = [name for name in free if name not in answers]
-        listed = len(answers) == 1
         if given and "winner" not in given:
             return Form("graded", {"answers": answers, **given})
-        if not given and listed:
-            if _graded_inside(sample, answers[0]):
-                return Form("graded", {"answers": answers})
-            if grades := _grades(sample, answers, rest):
-                return Form("graded", {"answers": answers, **grades})
-        named = _authors(answers, rest)
-        if won := _winner(sample, answers, given.get("winner"), values, rest):
-            column, meaning = won
-            columns = {"answers": answers, "winner": (column,)}
-            return Form("graded", columns, meaning, () if meaning else named)
-        if grades := _grades(sample, answers, rest):
-            return Form("graded", {"answers": answers, **grades})
+        rest = [name for name in free if name not in answers]
+        found = [] if given else _grades(sample, answers, rest)
+        won = _winner(sample, answers, given.get("winner"), values, rest)
+        winners = [_by_winner(answers, *won, _authors(answers, rest), bool(values))] if won else []
+        lists = len(answers) == 1
+        forms = [*found, *winners] if lists else [*winners, *found]
+        if forms:
+            return _agreed(sample, forms)
     return None
+
+
+def _by_winner(
+    answers: tuple[str, ...], column: str, meaning: Mapping[str, int], named: tuple[str, ...],
+    ties: bool,
+) -> Form:  # fmt: skip
+    columns = {"answers": answers, "winner": (column,)}
+    return Form("graded", columns, meaning, () if meaning else named, ties=ties)
+
+
+def _agreed(sample: Sample, forms: Sequence[Form]) -> Form:
+    """Return the first of several ways to grade the same answers.
+
+    Raises:
+        DataError: another one prefers two answers the other way.
+    """
+    first, *others = forms
+    for other in others:
+        for row in sample.rows:
+            one, two = order_in(row, first), order_in(row, other)
+            places = range(min(len(one), len(two)))
+            for i, j in itertools.combinations(places, 2):
+                if (one[i] - one[j]) * (two[i] - two[j]) < 0:
+                    raise DataError(
+                        f"{_how(first)} and {_how(other)} disagree about which answer is better; "
+                        f"say which to read: {_flag(first)} or {_flag(other)}"
+                    )
+    return first
+
+
+def order_in(row: Mapping[str, object], form: Form) -> list[float]:
+    """Return numbers that order a row's answers as the form's grades do; [] if they do not."""
+    for role, sign in (("scores", 1.0), ("ranks", -1.0)):
+        if role in form.columns:
+            values = [value_of(row, name) for name in form.columns[role]]
+            values = values[0] if len(values) == 1 and isinstance(values[0], list) else values
+            numbers = [v for v in values if isinstance(v, int | float) or str(v).strip()]
+            try:
+                return [sign * float(number) for number in numbers]
+            except (TypeError, ValueError):
+                return []
+    won = form.winner.get(key_of_value(value_of(row, form.columns["winner"][0])), -1)
+    return [float(i == won) for i in range(len(form.columns["answers"]))] if won >= 0 else []
+
+
+def _how(form: Form) -> str:
+    graded = next(form.columns[r] for r in ("winner", "scores", "ranks") if r in form.columns)
+    return " and ".join(map(repr, graded))
+
+
+def _flag(form: Form) -> str:
+    role = next(r for r in ("winner", "scores", "ranks") if r in form.columns)
+    return names.flag(f"{role}={'+'.join(form.columns[role])}")
 
 
 def several_answers(sample: Sample, free: Sequence[str]) -> list[tuple[str, ...]]:
@@ -108,13 +171,6 @@ def several_answers(sample: Sample, free: Sequence[str]) -> list[tuple[str, ...]
         if names.of_answers(name) and sample.lists_of(name, (str, dict, list))
     ]  # fmt: skip
     return [*lists, *suffixed(sample, free)]
-
-
-def _graded_inside(sample: Sample, name: str) -> bool:
-    """Tell whether the answers of a list are objects with grades of their own."""
-    items = [item for value in sample.values(name) if isinstance(value, list) for item in value]
-    graded = (key in item for item in items if isinstance(item, dict) for key in names.GRADE_KEYS)
-    return all(isinstance(item, dict) for item in items) and any(graded)
 
 
 def suffixed(sample: Sample, free: Sequence[str]) -> list[tuple[str, ...]]:
@@ -130,22 +186,36 @@ def suffixed(sample: Sample, free: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(group[suffix] for suffix in sorted(group)) for group in several]
 
 
-def _grades(sample: Sample, answers: tuple[str, ...], free: Sequence[str]) -> Columns:
-    """Find the scores or ranks of these answers: a list for a list, a column for each column."""
+def _grades(sample: Sample, answers: tuple[str, ...], free: Sequence[str]) -> list[Form]:
+    """Find scores and ranks of these answers: in a list, a list beside it, or a column for each.
+
+    Those that are said to be of the whole answer come first.
+    """
+    found: list[tuple[bool, bool, Columns]] = []
+    if len(answers) == 1 and sample.graded_inside(answers[0]):
+        return [Form("graded", {"answers": answers})]
     wanted = [names.stem(name)[1] for name in answers]
-    for role, meant in (("ranks", names.RANKS), ("scores", names.SCORES)):
+    for role, meant in (("scores", names.SCORES), ("ranks", names.RANKS)):
         groups: dict[str, dict[str, str]] = {}
         for name in free:
             stem, suffix = (name, "") if len(answers) == 1 else names.stem(name)
             if names.grades(stem, meant):
                 groups.setdefault(stem, {})[suffix] = name
-        for group in groups.values():
-            columns = [group.get(suffix, "") for suffix in wanted]
-            if len(answers) == 1 and sample.parallel(answers[0], columns[0]):
-                return {role: (columns[0],)}
-            if len(answers) > 1 and all(columns) and all(map(sample.numbers, columns)):
-                return {role: tuple(columns)}
-    return {}
+        for stem, group in groups.items():
+            said = set(names.words(stem))
+            columns = tuple(group.get(suffix, "") for suffix in wanted)
+            if len(answers) == 1:
+                columns = tuple(group.values())
+                fits = sample.parallel(answers[0], columns[0])
+            else:
+                fits = all(columns) and all(map(sample.numbers, columns))
+            if fits:
+                whole = bool(said & names.OVERALL), said <= meant
+                found.append((*whole, {"answers": answers, role: columns}))
+    found.sort(key=lambda one: one[:2], reverse=True)
+    if found and found[0][0]:
+        found = found[:1]  # others are of a part of what an answer is worth
+    return [Form("graded", columns) for _, _, columns in found]
 
 
 def _single(sample: Sample, asked: Columns, free: Sequence[str]) -> Form | None:
@@ -155,7 +225,9 @@ def _single(sample: Sample, asked: Columns, free: Sequence[str]) -> Form | None:
         answer = (found,)
     rest = [n for n in free if n not in (answer or ()) and not sample.mostly(n, (list, dict))]
     alike = [n for n in rest if names.grades(n, names.LABELS | names.RANKS)]
-    alike.sort(key=sample.flags, reverse=True)  # a column of true and false before one of scores
+    alike.sort(key=sample.flags, reverse=True)  # true and false before scores
+    named = [n for n in rest if names.plain(n) in names.FIRST_LABELS]
+    alike = [*named, *(n for n in alike if set(names.words(n)) & names.OVERALL), *alike]
     if not label and alike:
         label = (alike[0],)
     return Form("single", {"completion": answer, "label": label}) if answer and label else None
@@ -167,7 +239,8 @@ def _single(sample: Sample, asked: Columns, free: Sequence[str]) -> Form | None:
 def _authors(answers: tuple[str, ...], free: Sequence[str]) -> tuple[str, ...]:
     """Return the columns with the names of the models that answered, in the answers' order."""
     wanted = [names.stem(name)[1] for name in answers]
-    found = {names.stem(n)[1]: n for n in free if "model" in names.words(names.stem(n)[0])}
+    by_model = [n for n in free if {*names.words(names.stem(n)[0])} <= {"model", "name"}]
+    found = {names.stem(n)[1]: n for n in by_model}
     named = tuple(found[suffix] for suffix in wanted if suffix in found)
     return named if len(answers) > 1 and len(named) == len(answers) else ()
 
@@ -190,17 +263,9 @@ def _winner(
             raise DataError(unclear(sample, name, answers))
         if meaning or (meaning is not None and not names.of_answers(name)):
             found.append((name, meaning))
-    for other, meaning in found[1:]:
-        first, means = found[0]
-        told = [
-            (means.get(key_of_value(value_of(row, first))),
-             meaning.get(key_of_value(value_of(row, other)))) for row in sample.rows
-        ]  # fmt: skip
-        if any(None not in both and both[0] != both[1] for both in told):
-            raise DataError(
-                f"{first!r} and {other!r} disagree about which answer is the better one; say which "
-                f"to read: {names.flag(f'winner={first}')} or {names.flag(f'winner={other}')}"
-            )
+    forms = [_by_winner(answers, *one, (), False) for one in found]
+    if len(answers) > 1 and len(forms) > 1:
+        _agreed(sample, forms)
     return found[0] if found else None
 
 
@@ -221,9 +286,7 @@ def marks(free: Sequence[str]) -> list[str]:
 
 def key_of_value(value: object) -> str:
     """Return a value of a winner's column as it is looked up: `1`, `a`, `response_a`, `-2`."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = str(value).strip().casefold()
+    text = re.sub(r"(?<=\d)\.0+$", "", str(value).strip().casefold())  # 1.0 is 1
     return text if re.fullmatch(r"[-+]?[\d.]*", text) else names.plain(text)
 
 
@@ -237,7 +300,10 @@ def _meaning(
     told = {key_of_value(v) for v in values if not names.is_tie(str(v))}
     numbers = [float(v) for v in told if re.fullmatch(r"-?\d+(\.\d+)?", v)]
     if names.plain(name) in names.SIGNED and len(numbers) == len(told):
-        return {"-": 0, "+": 1}
+        if min(numbers, default=0) < 0:
+            return {"-": 0, "+": 1}
+        if names.plain(name) == "preference_strength":
+            return None  # how much better, and of which answer nobody says
     if any(set(names.words(v)) & names.WORSE for v in told):
         return None
     if len(answers) == 1:  # a place in a list
@@ -252,6 +318,8 @@ def _meaning(
     places = {value: _place(value, answers, suffixes) for value in told}
     if told and not any(isinstance(v, bool) for v in values):  # true of which one?
         known = {value: place for value, place in places.items() if place is not None}
+        if told == {"1"} and suffixes == ["1", "2"]:
+            return None  # the first of two, or the place 1 of 0 and 1
         if len(known) == len(told):
             return {suffix: place for place, suffix in enumerate(suffixes)} | known
     if {*map(names.plain, answers)} <= {"human_ref_a", "human_ref_b"} and told <= {"0", "1"}:
@@ -265,20 +333,22 @@ def _place(value: str, answers: tuple[str, ...], suffixes: list[str]) -> int | N
     plain = [names.plain(name) for name in answers]
     if value in plain:
         return plain.index(value)
-    if value in names.ORDINALS:
-        return names.ORDINALS[value]
-    hits = {suffixes.index(word) for word in value.split("_") if word in suffixes}
-    return hits.pop() if len(hits) == 1 else None
+    said = names.words(value) if not value.startswith("-") else []
+    ordered = {**{suffix: place for place, suffix in enumerate(suffixes)}, **names.ORDINALS}
+    hits = {ordered[word] for word in said if word in ordered}
+    others = [word for word in said if word not in ordered and word not in names.VERDICT]
+    return hits.pop() if len(hits) == 1 and not others else None
 
 
 def unclear(sample: Sample, name: str, answers: tuple[str, ...]) -> str:
     """Say that a winner's values could mean either answer, and how to say which."""
     told = sorted({key_of_value(v) for v in sample.values(name)})[:4]
-    first, second = (
-        map(repr, answers[:2]) if len(answers) > 1 else ("the first of them", "the second")
-    )
+    first, second = "the first of them", "the second"
+    if len(answers) > 1:
+        first, second = map(repr, answers[:2])
     return (
         f"{name!r} has the values {', '.join(told) or 'none'}, and nothing says which answer they "
-        f"mean; say so: {names.flag(f'winner={name}:X/Y')}, where X stands in rows whose better "
-        f"answer is {first}, and Y where it is {second}"
+        f"mean (other values would be ties, - and + are below and above 0); say so: "
+        f"{names.flag(f'winner={name}:X/Y')}, where X stands in rows whose better answer is "
+        f"{first}, and Y where it is {second}"
     )

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.names import GRADE_KEYS, TEXT_KEYS
+from data.names import FALSE, RANKS, TEXT_KEYS, TRUE, grade_keys, words
 from data.question import DataError, Turn
 
 Turns = tuple[Turn, ...]
@@ -16,6 +16,8 @@ ROLES = {
     "chatgpt": "assistant", "model": "assistant", "ai": "assistant", "observation": "tool",
     "function": "tool",
 }  # fmt: skip
+AS_PYTHON = re.compile(r"\s*(array\()?\s*(\[\s*)?\{\s*'(role|content|from|value)'\s*:")
+AS_JSON = re.compile(r'\s*(\[\s*)?\{\s*"(role|content|from|value)"\s*:')
 KEPT = ("tool_calls", "reasoning_content", "tool_call_id", "name")  # of a message, besides its text
 UNREAD = ("function_call", "images", "audio")
 
@@ -40,7 +42,7 @@ class Cell:
             raise self.wrong(f"{type(value).__name__} where text is needed")
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise self.wrong("half a surrogate pair, which is no text")
-        if value.startswith("[{") and re.match(r"""\[\{\s*'(role|content|from)'\s*:""", value):
+        if value[:1] in "[{a \n" and AS_PYTHON.match(value):
             raise self.wrong("messages written as Python text; keep them as lists, or as JSON")
         return value
 
@@ -69,7 +71,9 @@ class Cell:
             content = ""
         if not isinstance(role, str) or not isinstance(content, str):
             raise self.wrong("a message needs a 'role' and a 'content' of text")
-        if not re.fullmatch(r"[A-Za-z_]+", role):  # templates write it among their own
+        if role == "function_call" or not re.fullmatch(
+            r"[A-Za-z_]+", role
+        ):  # templates write it among their own
             raise self.wrong(f"{role[:30]!r} is no role; one is a word like 'user'")
         role = role.lower()
         return Turn(ROLES.get(role, role), self.text(content), _as_json(extra))
@@ -81,22 +85,33 @@ class Cell:
             raise self.wrong("a part of a message that is no text")
         return "".join(said)
 
-    def said(self, value: Any) -> Side:
-        """Read a text, a message, a conversation, or a conversation kept as JSON text."""
-        if isinstance(value, str) and value.startswith('[{"') and value.endswith("]"):
-            try:
-                messages = json.loads(value)
-            except ValueError:
-                messages = None
-            if isinstance(messages, list) and all(map(is_message, messages)):
-                return self.turns(messages)
-        if isinstance(value, dict) and is_message(value):
-            return self.turns([value])
+    def said(self, value: Any, listed: bool = False) -> Side:
+        """Read a text, a message, a conversation, or a conversation kept as JSON text.
+
+        `listed`: texts are JSON lists of the texts of turns; () stands for more than one.
+        """
+        if isinstance(value, str) and value[:1] in "[{ \n":
+            if listed or AS_JSON.match(value):
+                value = self._unpacked(value)
+            if listed and isinstance(value, list):
+                return self.text(value[0]) if len(value) == 1 else ()
+        if isinstance(value, dict):
+            keys = [key for key in TEXT_KEYS if isinstance(value.get(key), str)]
+            if is_message(value):
+                return self.turns([value])
+            return self.text(value[keys[0]] if len(keys) == 1 else value)
         if isinstance(value, list | tuple):
             return self.turns(value)
         return self.text(value)
 
-    def sides(self, semicolons: bool = False) -> list[Side]:
+    def _unpacked(self, text: str) -> Any:
+        """Return the value of JSON, or the text that it is not."""
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    def sides(self, semicolons: bool = False, listed: bool = False) -> list[Side]:
         """Read an answer or a list of answers, each of them text or messages.
 
         In TruthfulQA's CSV semicolons separate the answers of a list.
@@ -104,41 +119,42 @@ class Cell:
         if semicolons and isinstance(self.value, str):
             text = self.value.strip().removesuffix(";")
             return list(text.split(";")) if text else []
+        if listed and isinstance(self.value, str):
+            items = self._unpacked(self.value)
+            return [self.text(item) for item in items] if isinstance(items, list) else [items]
         if not isinstance(self.value, list | tuple):
             return [self.said(self.value)]
         if self.value and all(isinstance(item, dict) for item in self.value):
             return [self.turns(self.value)]
         return [self.said(item) for item in self.value]
 
-    def answers(self) -> tuple[list[Side], list[Any]]:
+    def answers(self) -> tuple[list[Side], list[float | None]]:
         """Read a list of answers, and their grades where they have some of their own."""
         if not isinstance(self.value, list | tuple) or not self.value:
             raise self.wrong("a list of answers is needed")
         sides: list[Side] = []
-        grades = []
+        grades: list[float | None] = []
         for item in self.value:
-            grade = None
+            key = next(iter(grade_keys(item)), None) if isinstance(item, dict) else None
             if isinstance(item, dict) and not is_message(item):
-                key = next((key for key in GRADE_KEYS if key in item), None)
-                text = next((key for key in TEXT_KEYS if key in item), None)
+                text = next((k for k in TEXT_KEYS if k in item and k != key), None)
                 if text is None:
                     raise self.wrong("an answer needs a 'response'")
-                grade = item.get(key) if key else None
-                grade = self.number(grade, "rank" in (key or "")) if key else None
-                item = item[text]
-            sides.append(self.said(item))
-            grades.append(grade)
+                sides.append(self.said(item[text]))
+            else:
+                sides.append(self.said(item))
+            rank = key is not None and bool(set(words(key)) & RANKS)
+            grades.append(None if key is None else self.number(item[key], rank))
         return sides, grades
 
     def number(self, value: Any, rank: bool = False) -> float:
         """Read a grade: a number, also one that is written as text; of ranks 1 is the best."""
-        truth = {"true": 1.0, "false": 0.0, **dict.fromkeys(("good", "desirable", "chosen"), 1.0)}
-        truth |= dict.fromkeys(("bad", "undesirable", "rejected"), 0.0)
+        said = str(value).strip().lower()
+        found = 1.0 if said in TRUE else 0.0 if said in FALSE else float("nan")
         try:
-            found = truth.get(str(value).strip().lower())
-            found = float(value) if found is None else found
+            found = float(value) if found != found else found
         except (TypeError, ValueError):
-            found = float("nan")
+            pass  # no number
         if found != found:
             raise self.wrong(f"{value!r} is no grade; a number is needed")
         return -found if rank else found

@@ -10,8 +10,9 @@ Whatever text no role claims might be half of the prompt. So it stops the readin
 says what it is.
 """
 
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data import names
@@ -32,6 +33,8 @@ ROLES = (
     "prompt", "system", "history", "tools", "category", "chosen", "rejected", "correct", "answers",
     "scores", "ranks", "winner", "completion", "label",
 )  # fmt: skip
+JOINED = ("prompt", "answers", "scores", "ranks")  # roles that several columns may have
+TEXTS = ("prompt", "chosen", "rejected", "answers", "completion")
 
 
 class Given(NamedTuple):
@@ -75,10 +78,16 @@ def recognise(
         rest = [name for name in free if name not in _used(form.columns)]
         roles = {**_others(sample, rest), **_prompt(sample, asked, rest), **asked, **form.columns}
         roles = {role: roles[role] for role in ROLES if role in roles}
+        alone = form.kind == "single" and "prompt" not in roles
+        if alone and not sample.holds_turns(roles["completion"][0]):
+            raise DataError("no column is known to be the prompt; name it: --columns prompt=COLUMN")
         silent = _silent(sample, roles, unread, form)
+        return form._replace(
+            columns=roles, silent=silent, unread=tuple(unread), listed=_listed(sample, roles),
+            repeated=_repeated(sample, roles),
+        )  # fmt: skip
     except DataError as error:
         raise DataError(f"{source}: {error}" if source else str(error)) from None
-    return form._replace(columns=roles, silent=tuple(silent), unread=tuple(unread))
 
 
 def _used(columns: Columns) -> list[str]:
@@ -115,6 +124,8 @@ def read_given(given: str | None, sample: Sample, source: str, late: bool = Fals
             )
         elif role in asked:
             raise DataError(f"--columns {item!r}: {role} is named twice")
+        elif len(several) > 1 and role not in JOINED:
+            raise DataError(f"--columns {item!r}: one column has this role; {JOINED} may have more")
         else:
             asked[role] = several
         known = [one in sample.columns or bool(sample.values(one)) for one in several]
@@ -133,6 +144,8 @@ def _others(sample: Sample, free: Sequence[str]) -> Columns:
     """Find the columns of a system message, of tools and of a category."""
     known = {"system": names.SYSTEMS, "tools": names.TOOLS, "category": ("category",)}
     found = {role: sample.first(aliases, free) for role, aliases in known.items()}
+    if found["category"] and not sample.mostly(found["category"], (str, int, float)):
+        found["category"] = None
     return {role: (name,) for role, name in found.items() if name}
 
 
@@ -140,9 +153,8 @@ def _prompt(sample: Sample, asked: Columns, free: Sequence[str]) -> Columns:
     """Find the prompt, and the turns before it; {} where answers begin with it."""
     named = {names.plain(name): name for name in reversed(free)}
     held = [named[n] for n in names.PROMPTS if n in named and sample.values(named[n])]
-    histories = [
-        named[n] for n in names.HISTORIES if n in named and sample.lists_of(named[n], list)
-    ]
+    lists = [named[n] for n in names.HISTORIES if n in named]
+    histories = [name for name in lists if sample.lists_of(name, (list, dict))]
     held = [name for name in held if name not in histories] or [
         named[n] for n in names.PROMPTS if n in named and named[n] not in histories
     ]
@@ -154,59 +166,120 @@ def _prompt(sample: Sample, asked: Columns, free: Sequence[str]) -> Columns:
     if names.plain(held[0]) == "instruction" and "input" in named:
         return found | {"prompt": (held[0], named["input"])}  # Alpaca's: the input may be empty
     found["prompt"] = (sample.inside(held[0], ("messages", "full_text", "text")),)
-    tools = sample.inside(held[0], ("tools",))
-    return found if tools == held[0] else found | {"tools": (tools,)}
+    for role, keys in (("tools", names.TOOLS), ("system", names.SYSTEMS)):
+        if (path := sample.inside(held[0], keys)) != held[0]:
+            found[role] = (path,)
+    return found
 
 
-def _silent(sample: Sample, columns: Columns, unread: Sequence[str], form: Form) -> list[str]:
-    """Return the columns without text that no role claims.
+def _listed(sample: Sample, columns: Columns) -> tuple[str, ...]:
+    """Return the columns whose texts are JSON lists of texts.
 
     Raises:
-        DataError: one holds text.
+        DataError: one has lists written as Python does.
+    """
+    texts = [name for role in TEXTS for name in columns.get(role, ())]
+    for name in texts:
+        if sample.all_texts(name, "['", "']"):
+            raise DataError(f"{name!r} holds lists written as Python text; keep them as JSON lists")
+    return tuple(name for name in texts if sample.all_texts(name, '["', '"]'))
+
+
+def _repeated(sample: Sample, columns: Columns) -> bool:
+    """Tell whether the answers' texts begin with the prompt's: transcripts beside their prompt."""
+    sides = [name for role in ("chosen", "rejected") for name in columns.get(role, ())]
+    if not sides or len(columns.get("prompt", ())) != 1:
+        return False
+    hits = []
+    for row in sample.rows:
+        prompt, *answers = (value_of(row, name) for name in (*columns["prompt"], *sides))
+        if isinstance(prompt, str) and prompt and all(isinstance(a, str) for a in answers):
+            hits.append(all(answer.startswith(prompt) for answer in answers))
+    return sum(hits) > 0.9 * len(hits) and len(hits) > 0
+
+
+def _silent(
+    sample: Sample, columns: Columns, unread: Sequence[str], form: Form
+) -> tuple[tuple[str, str], ...]:
+    """Return the columns that no role claims, and that have the same text in all rows, or none.
+
+    Raises:
+        DataError: one holds text that differs, or pictures.
     """
     used = {*_used(columns), *unread, *form.named}
     others = [name for name in sample.columns if name not in used]
-    silent = [name for name in others if not sample.values(name)]
-    read = ["\n".join(texts_of([value_of(row, n) for n in used])) for row in sample.rows]
-    holding = [name for name in others if name not in silent and _says_more(sample, name, read)]
-    if holding:
-        raise DataError(unclaimed(holding, columns, lambda name: sample.mostly(name, str)))
-    return [name for name in silent if not names.beside(name)]
+    for path in [
+        path for several in columns.values() for path in several
+    ]:  # beside `input.messages`
+        top, dot, _ = path.partition(".")  # what stands beside `input.messages`
+        if dot and path not in sample.columns:
+            keys = dict.fromkeys(key for value in sample.values(top) for key in value)
+            others += [f"{top}.{key}" for key in keys if f"{top}.{key}" not in used]
+    for name in others:
+        if set(names.words(name)) & names.MEDIA and not sample.mostly(name, (int, float)):
+            raise DataError(
+                f"{name!r} may hold pictures or sound, which are not read; say so: "
+                f"{names.flag(f'{name}=-')}"
+            )
+    paths = [path for several in columns.values() for path in several]
+    read = ["\n".join(texts_of([value_of(row, n) for n in paths])) for row in sample.rows]
+    few = (
+        6 if "prompt" in columns else 2
+    )  # words of a side column; less where the prompt is unknown
+    judged = {name: _says_more(sample, name, read, few) for name in others}
+    if holding := [name for name, more in judged.items() if more is True]:
+        raise DataError(unclaimed(holding, columns, sample))
+    return tuple((name, more) for name, more in judged.items() if isinstance(more, str))
 
 
-def unclaimed(
-    holding: Sequence[str], columns: Columns, is_text: Callable[[str], bool] = lambda name: True
-) -> str:
-    """Say that columns hold text which would not be read, and the two ways on."""
-    verb, them, are = (
-        ("holds", "it", "it is") if len(holding) == 1 else ("hold", "them", "they are")
-    )
+def unclaimed(holding: Sequence[str], columns: Columns, sample: Sample | None = None) -> str:
+    """Say that columns hold text which would not be read, and the ways on."""
+    verb, them, are = ("holds", "it", "it is")
+    if len(holding) > 1:
+        verb, them, are = ("hold", "them", "they are")
     said = f"{listed(holding)} {verb} text that no role claims, and an answer may rest on {them}; "
     odd = [name for name in holding if set(name) & set(",+=")]
     if odd:
         return f"{said}rename {listed(odd)}, whose name --columns cannot spell"
     prompt = columns.get("prompt", ())
-    joined = names.flag(f"prompt={'+'.join([*prompt, *holding])}")
-    if all(map(is_text, (*prompt, *holding))):
-        way = f"join {them} to the prompt" if prompt else f"make {them} the prompt"
-        said += f"{way}: {joined}, or "
+    way = ""
+    if any(set(names.words(name)) & names.OTHER_ANSWERS for name in holding):
+        pass  # joined to the prompt it might give the answer away
+    elif not sample or all(sample.mostly(name, str) for name in (*prompt, *holding)):
+        joined = names.flag(f"prompt={'+'.join([*prompt, *holding])}")
+        way = f"join {them} to the prompt: {joined}, or "
+        if not prompt:
+            way = f"make {them} the prompt: {joined}, or "
+    elif len(holding) == 1 and sample.holds_turns(holding[0]):
+        role = "history" if prompt else "prompt"
+        way = f"read {them} as the {role}: {names.flag(f'{role}={holding[0]}')}, or "
     leave = names.flag(",".join(f"{name}=-" for name in holding))
-    return f"{said}say that {are} not read: {leave}"
+    return f"{said}{way}say that {are} not read: {leave}"
 
 
-def _says_more(sample: Sample, name: str, read: Sequence[str]) -> bool:
-    """Tell whether a column holds text that is not in what is read, and that differs by row."""
-    answers = names.of_answers(name) and sample.lists_of(name, (str, dict, list))
-    if names.beside(name) or (answers and names.plain(name) not in names.PROMPTS):
+def _says_more(sample: Sample, name: str, read: Sequence[str], few: int) -> bool | str:
+    """Tell whether a column holds text that is not in what is read, and that differs by row.
+
+    A str is the text that all rows have; "" where they have none.
+    """
+    known = names.plain(name.rpartition(".")[2])
+    is_role = known in (*names.PROMPTS, *names.SYSTEMS, *names.HISTORIES)
+    answers = names.of_answers(name, names.ANSWERS) and sample.lists_of(name, (str, dict, list))
+    if names.beside(name, short=not sample.prose(name, few)) or (answers and not is_role):
+        return False
+    if name in marks([name]) and sample.marks(name):
         return False
     news, values = 0, []
-    for row, known in zip(sample.rows, read, strict=True):
-        texts = [t for t in texts_of(value_of(row, name)) if not names.NO_TEXT.fullmatch(t)]
-        news += any(text.strip() not in known for text in texts)
-        values.append("\n".join(texts))
-    ((_, commonest),) = Counter(values).most_common(1)
-    constant = commonest >= max(2, 0.9 * len(values))
-    return news > 0.05 * len(values) and not constant
+    for row, said in zip(sample.rows, read, strict=True):
+        text = text_in(value_of(row, name))
+        news += any(line.strip() not in said for line in text.split("\n"))
+        values += [text] if text else []
+    if not values:
+        return ""
+    ((first, commonest),) = Counter(values).most_common(1)
+    if commonest >= max(2, 0.9 * len(values)) and not is_role:
+        return first if commonest == len(sample.rows) else False
+    return news > 0.05 * len(values)
 
 
 def texts_of(value: Any) -> list[str]:
@@ -218,6 +291,11 @@ def texts_of(value: Any) -> list[str]:
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [t for v in value for t in texts_of(v)]
     return []
+
+
+def text_in(value: Any) -> str:
+    """Return all text within a value that an answer could rest on."""
+    return "\n".join(t for t in texts_of(value) if not names.NO_TEXT.fullmatch(t))
 
 
 def _advice(sample: Sample, free: Sequence[str]) -> str:
@@ -240,6 +318,8 @@ def _advice(sample: Sample, free: Sequence[str]) -> str:
             "one that says which won, answers=LIST,scores=LIST (or ranks=) for a list, or "
             "completion=A,label=B for one answer a row and what it is worth"
         )
+    if len(sample.columns) == 1 and (mark := re.search(r"[;|\t]", sample.columns[0])):
+        return f"{there}; they are separated by {mark[0]!r}: save them with commas"
     return f"{there}; say so: --columns prompt=...,chosen=...,rejected=..."
 
 

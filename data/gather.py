@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.answers import Form
-from data.columns import describe, holds_text, late_column, recognise, unclaimed
+from data.columns import describe, holds_text, late_column, recognise, text_in, unclaimed
 from data.parse import Parsed, parse_row
 from data.question import (
     CONTRADICTED,
@@ -28,6 +28,7 @@ from data.question import (
     Preference,
     Turn,
 )
+from data.sample import value_of
 from data.sources import TRUTHFULQA, Source, hub_answers, open_source
 from data.table import (
     SMALL,
@@ -276,31 +277,51 @@ def _settle_single(rows: Sequence[Preference]) -> list[Parsed]:
 
 
 def _parsed(opened: Source, form: Form, bad: BadRows, watch: Watch) -> Iterator[dict[str, Any]]:
-    known = set(opened.columns)
+    unread = _Unread(form, opened.columns)
     for place, row in watch(opened.rows(form.wanted), "Reading rows", None):
         bad.rows += 1
-        if not isinstance(row, DataError):
-            _check_columns(place, row, form, known)
         try:
             if isinstance(row, DataError):
                 raise row
             preference, notes = parse_row(place, row, form)
         except DataError as error:
             preference, notes = None, [bad.note(error, place)]
+        else:
+            unread.look(place, row)
         yield _row(preference, notes, place)
     bad.check()
+    unread.check(bad.rows)
 
 
-def _check_columns(place: str, row: dict[str, Any], form: Form, known: set[str]) -> None:
-    """Refuse text in a column that the first rows lack, or that had none in them."""
-    if not row.keys() <= known:
-        if late := late_column(row, {*known, *form.unread}):
-            said = unclaimed([late], form.columns)
-            raise DataError(f"{place}: a column that the first rows lack, {said}")
-        known |= row.keys()
-    for name in form.silent:
-        if row.get(name) and holds_text(row[name]):
-            raise DataError(f"{place}: {unclaimed([name], form.columns)}")
+class _Unread:
+    """Watches the columns that no role claims: text may come in later rows."""
+
+    def __init__(self, form: Form, columns: Sequence[str]) -> None:
+        self.form, self.known = form, {*columns, *form.unread}
+        self.changed: dict[str, list[str]] = {}  # a column that was constant -> where it was not
+
+    def look(self, place: str, row: dict[str, Any]) -> None:
+        """Look at a row.
+
+        Raises:
+            DataError: it has text in a column that the first rows lack, or that had none in them.
+        """
+        if not row.keys() <= self.known:
+            if late := late_column(row, self.known):
+                raise DataError(f"{place}: {unclaimed([late], self.form.columns)}")
+            self.known |= row.keys()
+        for name, usual in self.form.silent:
+            value = value_of(row, name)
+            if value and text_in(value) != usual and holds_text(value):
+                if not usual:
+                    raise DataError(f"{place}: {unclaimed([name], self.form.columns)}")
+                self.changed.setdefault(name, []).append(place)
+
+    def check(self, rows: int) -> None:
+        """Raise DataError where a column that was constant at first was not so in the end."""
+        for name, places in self.changed.items():
+            if len(places) > 0.1 * rows:
+                raise DataError(f"{places[0]}: {unclaimed([name], self.form.columns)}")
 
 
 def settled(rows: Any, watch: Watch) -> Iterator[dict[str, Any]]:

@@ -48,16 +48,18 @@ def parse_row(place: str, row: Mapping[str, Any], form: Form) -> Parsed:
     cells = _cells(place, row, form)
     truthfulqa = form.kind == "pairs" and plain(cells["chosen"][0].column) == "best_answer"
     if form.kind == "pairs":
-        found = _pair(cells, truthfulqa)
+        found = _pair(cells, truthfulqa, form)
     elif form.kind == "graded":
         found = _graded(cells, row, form)
     else:
         cell, label = cells["completion"][0], cells["label"][0]
         worth = label.number(label.value, rank=bool(set(words(label.column)) & RANKS))
-        found = Answers([cell.said(cell.value)], [worth], [cell])
+        found = Answers([cell.said(cell.value, cell.column in form.listed)], [worth], [cell])
     if not found.sides:
         return None, [Note(TIED, place)]
-    prompt = _prompt(cells["prompt"]) if "prompt" in cells else None
+    prompt = _prompt(cells["prompt"], form) if "prompt" in cells else None
+    if form.repeated and isinstance(prompt, str):
+        found = found._replace(sides=[_behind(prompt, side) for side in found.sides])
     turns, answers = _split(prompt, found)
     if not turns:
         return None, [Note(NO_SHARED_PROMPT if prompt is None else NO_PROMPT, place)]
@@ -106,9 +108,15 @@ def _cells(place: str, row: Mapping[str, Any], form: Form) -> Cells:
     }
 
 
-def _pair(cells: Cells, truthfulqa: bool) -> Answers:
+def _behind(prompt: str, side: Side) -> Side:
+    """Return what an answer's text says behind the prompt that it repeats."""
+    return side.removeprefix(prompt) if isinstance(side, str) else side
+
+
+def _pair(cells: Cells, truthfulqa: bool, form: Form) -> Answers:
     better, worse = cells["chosen"][0], cells["rejected"][0]
-    chosen, rejected = better.sides(), worse.sides(truthfulqa)
+    chosen = better.sides(listed=better.column in form.listed)
+    rejected = worse.sides(truthfulqa, worse.column in form.listed)
     if len(chosen) != 1:
         raise better.wrong("one chosen answer is needed")
     count = len(rejected)
@@ -120,10 +128,11 @@ def _graded(cells: Cells, row: Mapping[str, Any], form: Form) -> Answers:
     held = cells["answers"]
     grades: list[Any]
     if len(held) == 1:
-        sides, grades = held[0].answers()
+        sides, inside = held[0].answers()
+        grades = list(inside)
         held = held * len(sides)
     else:
-        sides, grades = [cell.said(cell.value) for cell in held], []
+        sides, grades = [cell.said(cell.value, cell.column in form.listed) for cell in held], []
     for role in ("scores", "ranks"):
         if role in cells:
             cell, *others = cells[role]
@@ -153,7 +162,7 @@ def _winner(cell: Cell, sides: Sequence[Side], row: Mapping[str, Any], form: For
         if place >= len(sides):
             raise cell.wrong(f"there are only {len(sides)} answers")
         return place
-    if value is None or not said or is_tie(said):
+    if value is None or not said or is_tie(said) or form.ties:
         return None
     named = [row.get(name) for name in form.named] if form.named else list(sides)
     if not means and value in named:
@@ -161,10 +170,10 @@ def _winner(cell: Cell, sides: Sequence[Side], row: Mapping[str, Any], form: For
     raise cell.wrong("it names none of the answers")
 
 
-def _prompt(cells: Sequence[Cell]) -> Side:
+def _prompt(cells: Sequence[Cell], form: Form) -> Side:
     """Return the prompt; texts of several columns stand on lines of their own."""
     if len(cells) == 1:
-        return cells[0].said(cells[0].value)
+        return cells[0].said(cells[0].value, cells[0].column in form.listed)
     return "\n".join(filter(str.strip, (cell.text(cell.value) for cell in cells)))
 
 
@@ -266,8 +275,9 @@ def _split(prompt: Side | None, found: Answers) -> tuple[Turns, list[tuple[str, 
     given = prompt if isinstance(prompt, tuple) else ()
     given = () if given in conversations else given  # the prompt's column repeats an answer's
     befores = [_without(said[:-1], given) for said in conversations]
-    before = befores[0]
-    if any(other != before for other in befores):
+    before = max(befores, key=len)  # an answer alone has those of the others
+    alone = [len(said) == 1 for said in conversations]
+    if any(other != before and not bare for other, bare in zip(befores, alone, strict=True)):
         return (), answers
     cell = found.cells[0]
     if isinstance(prompt, str):

@@ -1,11 +1,14 @@
 """The first rows of a source, column by column: what tells columns apart."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data import names
+from data.question import DataError
 
+MARK = r"\s*([a-zA-Z]|\d{1,3}|(model|response|answer)_?[a-z0-9])\s*"
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 
 
@@ -80,3 +83,73 @@ class Sample:
             there = (key for key in keys if any(key in value for value in values))
             return next((f"{column}.{key}" for key in there), column)
         return column
+
+    def graded_inside(self, column: str) -> bool:
+        """Tell whether the answers of a list are objects with grades of their own.
+
+        Raises:
+            DataError: two texts, or two grades that disagree, stand in one answer.
+        """
+        lists = [value for value in self.values(column) if isinstance(value, list)]
+        items = [item for value in lists for item in value]
+        if not items or not all(isinstance(item, dict) for item in items):
+            return False
+        texts = [k for k in names.TEXT_KEYS if any(isinstance(i.get(k), str) for i in items)]
+        if len(texts) > 1 and any(i.get(texts[0]) != i.get(texts[1]) for i in items):
+            raise DataError(
+                f"the answers in {column!r} have both {texts[0]!r} and {texts[1]!r}; keep the one "
+                "that is the answer"
+            )
+        keys = names.grade_keys(items[0])
+        for other in keys[1:]:
+            if any(_disagree(value, keys[0], other) for value in lists):
+                raise DataError(
+                    f"{keys[0]!r} and {other!r} of the answers in {column!r} disagree about which "
+                    "one is better; keep one of them"
+                )
+        return bool(keys)
+
+    def marks(self, column: str) -> bool:
+        """Tell whether the values are marks, of a letter or a number, and no texts."""
+        return all(
+            not isinstance(v, list | dict) and (not isinstance(v, str) or re.fullmatch(MARK, v))
+            for v in self.values(column)
+        )
+
+    def prose(self, column: str, few: int) -> bool:
+        """Tell whether values have more than a few words each, or are lists of texts."""
+        values = self.values(column)
+        counts = sorted(len(str(v).split()) for v in values)
+        lists = any(isinstance(v, list) and v and " " in str(v[0]) for v in values)
+        return bool(counts) and (counts[len(counts) // 2] > few or lists)
+
+    def holds_turns(self, column: str) -> bool:
+        """Tell whether values are messages, or transcripts of "Human:" and "Assistant:"."""
+        values = self.values(column)
+        first = [v[0] if isinstance(v, list) else v for v in values]
+        return bool(first) and all(
+            (isinstance(v, dict) and bool({"role", "from"} & v.keys()))
+            or (isinstance(v, str) and v.lstrip().startswith(("Human:", '[{"')))
+            for v in first
+        )
+
+    def all_texts(self, column: str, begin: str, end: str) -> bool:
+        """Tell whether all values, two or more, are texts that begin and end so."""
+        values = self.values(column)
+        fits = (isinstance(v, str) and v.startswith(begin) and v.endswith(end) for v in values)
+        return len(values) > 1 and all(fits)
+
+
+def _disagree(items: Sequence[Mapping[str, Any]], one: str, other: str) -> bool:
+    """Tell whether two grades order two answers differently; of ranks the lower is the better."""
+    if set(names.words(one)) & names.OVERALL:
+        return False  # the other is of a part of what an answer is worth
+    sides = []
+    for key in (one, other):
+        values = [item.get(key) for item in items]
+        if not all(isinstance(value, int | float) for value in values):
+            return False
+        rank = bool(set(names.words(key)) & names.RANKS)
+        sides.append([-float(v) if rank else float(v) for v in values if v is not None])
+    pairs = itertools.combinations(zip(*sides, strict=True), 2)
+    return any((a - c) * (b - d) < 0 for (a, b), (c, d) in pairs)

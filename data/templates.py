@@ -21,7 +21,7 @@ PIPE = r"[|\uff5c]"  # DeepSeek's is a wide one
 MARK = rf"(?:<{PIPE}[\w\u2581]+{PIPE}?>|<\w+{PIPE}>|<start_of_turn>|<extra_id_\d+>)"
 ROLE = r"(?:system|developer|user|human|assistant|model)\b"
 TEMPLATED = re.compile(
-    rf"\s*(?:<s>|<bos>|{MARK})?\s*(?:{MARK}\s*{ROLE}|<{PIPE}{ROLE}{PIPE}>|\[INST\])"
+    rf"\s*(?:\[gMASK\])?(?:<s>|<bos>|<sop>|{MARK})?\s*(?:{MARK}\s*{ROLE}|<{PIPE}{ROLE}{PIPE}>|\[INST\])"
     r"|[\s\S]*(?:###\s*(?:response|assistant|answer|output):|(?-i:\bASSISTANT:)|\[/INST\])\s*$",
     re.IGNORECASE,
 )

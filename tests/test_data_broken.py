@@ -62,6 +62,7 @@ def winner(won, **row):
 GOOD = line(prompt="Good?")
 FINE = triple(prompt="Good?")
 MEGABYTE = "word " * 200_000
+DEEP = '[{"role": ' + "[" * 2000
 
 # name -> (content, preferences, reasons of its notes)
 READ = {
@@ -133,6 +134,13 @@ READ = {
     ),
     "mixed-list.jsonl": (line(rejected=["No", {"role": "assistant", "content": "x"}]),
                          [triple("Yes", "No", "x")], []),
+    "object.jsonl": (line(chosen={"text": "Yes"}), [triple()], []),
+    "json-answers.jsonl": (
+        line(chosen='{"content": "Yes"}', rejected=['{"value": 3}', '[{"value": 3}]']),
+        [triple('{"content": "Yes"}', '{"value": 3}', '[{"value": 3}]')], [],
+    ),
+    "deep-text.jsonl": (line(chosen=DEEP), [triple(DEEP)], []),
+    "odd-category.jsonl": (line(category=["c"]), [triple()], []),
     "late-system.jsonl": (line() * 120 + line(system="s"), [triple(), triple()], [REPEATED] * 119),
     "user-last.jsonl": (
         line(prompt=turns("Why?"), chosen=turns("Yes"), rejected=turns("No")) + GOOD, [FINE], [NOT_A_TURN],
@@ -151,9 +159,9 @@ REFUSED = {
     "empty.csv": (b"", "empty.csv is empty"),
     "header-only.csv": (HEADER, "header-only.csv holds no question"),
     "empty.jsonl": (b"", "is empty"),
-    "blank.jsonl": ("\n\n", "has the columns none"),
+    "blank.jsonl": ("\n\n", "the columns none"),
     "empty-prompt-list.jsonl": (line(prompt=[]), "no question to train on: rows without a prompt"),
-    "empty-list.json": ("[]", "has the columns none"),
+    "empty-list.json": ("[]", "the columns none"),
     "latin-1.csv": (HEADER.encode() + b"Why?,J\xe4ger,No\n", "cannot be read as a UTF-8 CSV: .*position 29"),
     "latin-1.jsonl": (b'{"prompt": "J\xe4ger"}\n', "is no UTF-8 text"),
     "utf-16.csv": ((HEADER + "Why?,Yes,No\n").encode("utf-16"), "cannot be read as a UTF-8 CSV"),
@@ -166,8 +174,8 @@ REFUSED = {
     "open-quote.csv": (f'{HEADER}Why?,"Yes,No\n', "not a valid CSV .*check the quotes"),
     "text-after-quote.csv": (f'{HEADER}"Why"?,Yes,No\n', "line 2: not a valid CSV"),
     "twice.csv": ("prompt,chosen,chosen,rejected\nWhy?,a,b,c\n", "two columns are called 'chosen'"),
-    "semicolons.csv": ("prompt;chosen;rejected\nWhy?;Yes;No\n", "'prompt;chosen;rejected'.*--columns"),
-    "no-header.csv": ("Why?,Yes,No\n", "has the columns 'Why\\?', 'Yes', 'No'"),
+    "semicolons.csv": ("prompt;chosen;rejected\nWhy?;Yes;No\n", "'prompt;chosen;rejected' do not tell"),
+    "no-header.csv": ("Why?,Yes,No\n", "the columns 'Why\\?', 'Yes', 'No'"),
     "no-rejected.csv": ("prompt,chosen\nWhy?,Yes\n", "do not tell the chosen"),
     "messages-as-python.csv": (
         f"""{HEADER}Why?,"[{{'role': 'assistant', 'content': 'Yes'}}]",No\n""",
@@ -179,16 +187,16 @@ REFUSED = {
     "float.jsonl": (line(rejected=0.5), "column 'rejected': 0.5: float"),
     "true.jsonl": (line(prompt=True), "column 'prompt': True: bool"),
     "nan.jsonl": ('{"prompt": "Why?", "chosen": NaN, "rejected": "No"}', "column 'chosen': nan: float"),
-    "object.jsonl": (line(chosen={"text": "Yes"}), "column 'chosen': .*dict where text"),
+    "strange-object.jsonl": (line(chosen={"colour": "red"}), "column 'chosen': .*dict where text"),
     "number-in-list.jsonl": (line(rejected=["No", 3]), "column 'rejected': .*int where text"),
-    "object-in-list.jsonl": (line(rejected=["No", {"text": "x"}]), "dict where text"),
+    "object-in-list.jsonl": (line(rejected=["No", {"colour": "x"}]), "dict where text"),
     "nested-lists.jsonl": (line(rejected=[[["No"]]]), "a message needs a 'role'"),
     "two-chosen.jsonl": (line(chosen=["Yes", "Sure"]), "column 'chosen': .*one chosen answer"),
     "no-chosen.jsonl": (line(chosen=[]), "column 'chosen': .*one chosen answer"),
-    "category.jsonl": (line(category=["c"]), "column 'category': .*list where text"),
+    "category.jsonl": (line(category="c") * 2 + line(category=["c"]), "column 'category': .*list where text"),
     "misspelt.jsonl": (GOOD + '{"prompt": "Why?", "chosn": "Yes", "rejected": "No"}', "line 2: no 'chosen'"),
     "late-column.jsonl": (
-        line() * 1001 + line(system="s"), "line 1002: a column 'system', which the first",
+        line() * 1001 + line(system="s"), "line 1002: .*'system'",
     ),
     "unclaimed.jsonl": (line(context="Bats fly."), "'context' holds text that no role claims"),
     "unclear-winner.jsonl": (winner(0) + winner(1), "'winner' has the values 0, 1, and nothing says"),
@@ -227,7 +235,7 @@ REFUSED = {
         "column 'completions': .*is no grade; a number is needed",
     ),
     "completions.jsonl": (
-        '{"instruction": "Why?", "completions": []}', "none says how good the answers in 'completions' are",
+        '{"instruction": "Why?", "completions": []}', "'completions' do not tell the chosen",
     ),
     "nothing-left.jsonl": (line(chosen="No"), "no question to train on: rejected answers equal"),
     "not-parquet.parquet": (b"PAR1 not really", "not-parquet.parquet could not be read as Parquet"),

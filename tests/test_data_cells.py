@@ -108,7 +108,7 @@ def test_an_answer_is_text_a_message_a_conversation_or_one_kept_as_json():
     assert cell("Yes").said("Yes") == "Yes"
     assert cell(None).said(MESSAGES[1]) == TURNS[1:]
     assert cell(None).said(MESSAGES) == cell(None).said(json.dumps(MESSAGES)) == TURNS
-    for text in ('["a", "b"]', '[{"a": 1}]', '[{"role": "user"', "[]", '[{"role": "x"}, 3]'):
+    for text in ('["a", "b"]', '[{"a": 1}]', '[{"role": "user"', "[]"):
         assert cell(text).said(text) == text  # text that only looks a little like it
 
 

@@ -862,9 +862,9 @@ REFUSED = {
         "prompt=prompt+passage+hint": ("", with_text("Book", "Hint")),
         "passage=-,hint=-": ("", [*ROWS]),
     }),
-    "a name of two words": (beside(**{"Reference Text": "Book"}), ["'Reference Text' holds text"], {
-        "prompt=prompt+Reference Text": ("", with_text("Book")),
-        "Reference Text=-": ("", [*ROWS]),
+    "a name of two words": (beside(**{"Source Passage": "Book"}), ["'Source Passage' holds text"], {
+        "prompt=prompt+Source Passage": ("", with_text("Book")),
+        "Source Passage=-": ("", [*ROWS]),
     }),
     "a text beside an implied prompt": (BEGUN, ["'about' holds text"], {
         "prompt=about": ("", [(f"On {p}", f"So: {c}", f"So: {r}") for p, c, r in ROWS]),
@@ -913,21 +913,21 @@ REFUSED = {
     ),
     "answers that nothing known grades": (
         two("response_0", "response_1", "safer_response_id", 0, 1),
-        ["none says how good the answers in 'response_0', 'response_1' are"],
+        ["no column is known to say how good the answers in 'response_0', 'response_1' are"],
         {"answers=response_0+response_1,winner=COLUMN": (
             "answers=response_0+response_1,winner=safer_response_id", [*ROWS])},
     ),
     "scores named behind the answers": (
         each(lambda p, c, r: {"prompt": p, "response_1": r, "response_2": c,
                               "response_1_quality": 2, "response_2_quality": 3}),
-        ["none says how good the answers in 'response_1', 'response_2' are", "(or scores=, ranks="],
+        ["no column is known to say how good the answers in 'response_1', 'response_2' are", "or scores= or ranks="],
         {"answers=response_1+response_2,winner=COLUMN": (
             "answers=response_1+response_2,scores=response_1_quality+response_2_quality",
             [*ROWS])},
     ),
     "a list that nothing known grades": (
         each(lambda p, c, r: {"prompt": p, "responses": [r, c], "places": [2, 1]}),
-        ["none says how good the answers in 'responses' are", "ranks=)"],
+        ["no column is known to say how good the answers in 'responses' are", "or ranks="],
         {"answers=responses,winner=COLUMN": ("answers=responses,ranks=places", [*ROWS])},
     ),
     "two texts that no name tells apart": (
@@ -1031,7 +1031,7 @@ def test_a_column_that_comes_late_can_be_given_a_role(filled, questions, tmp_pat
     with pytest.raises(DataError) as refused:
         read_preferences(path)
     message = str(refused.value)
-    assert f"{path}, line 3: a column 'context'" in message and "context=-" in message
+    assert f"{path}, line 3: 'context' holds text" in message and "context=-" in message
     assert triples(read_preferences(path, filled)) == questions
 
 

@@ -189,7 +189,8 @@ def test_a_history_is_messages_or_pairs_of_what_was_asked_and_answered():
     row = {"question": "Why?", "history": [["Hi", "Hello"]], "chosen": "Yes", "rejected": "No"}
     turns = (Turn("user", "Hi"), Turn("assistant", "Hello"))
     assert read(row)[0].history == turns
-    assert read(row | {"history": [user("Hi"), assistant("Hello")]})[0].history == turns
+    messages = row | {"history": [user("Hi"), assistant("Hello")]}
+    assert read(messages, "history=history")[0].history == turns
     assert read(row | {"history": None}, first_rows=[row])[0].history == ()
     with pytest.raises(DataError, match="'history'.*a list of messages, or of pairs"):
         read(row | {"history": "Hi"}, first_rows=[row])
@@ -362,8 +363,10 @@ def test_shps_labels_and_a_signed_preference():
     row = {"history": "Why?", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}
     assert read(row)[0].chosen == "a" and read(row | {"labels": 0})[0].chosen == "b"
     row = {"prompt": "Why?", "response1": "a", "response2": "b", "overall_preference": -2}
-    assert read(row)[0].chosen == "a" and read(row | {"overall_preference": 3})[0].chosen == "b"
-    assert read(row | {"overall_preference": 0}) == (None, [TIED])
+    known = [row | {"overall_preference": number} for number in (-3, 0, 2)]
+    for number, chosen in ((-2, "a"), (3, "b")):
+        assert read(row | {"overall_preference": number}, None, known)[0].chosen == chosen
+    assert read(row | {"overall_preference": 0}, None, known) == (None, [TIED])
 
 
 def test_the_winner_by_its_authors_name_or_by_its_own_text():
@@ -375,11 +378,12 @@ def test_the_winner_by_its_authors_name_or_by_its_own_text():
 
 
 def test_all_pairs_read_the_list_and_not_the_pair_beside_it():
-    row = {"prompt": "Why?", "chosen": "a", "rejected": "c", "responses": ["c", "a", "b"],
-           "scores": [1, 3, 2]}  # fmt: skip
-    assert read(row)[0].answers == ("a", "c")
+    best, middle, worst = "They do", "Some do", "They are blind"
+    row = {"prompt": "Do bats see?", "chosen": best, "rejected": worst,
+           "responses": [worst, best, middle], "scores": [1, 3, 2]}  # fmt: skip
+    assert read(row)[0].answers == (best, worst)
     p, _ = read(row, every=True)
-    assert (p.answers, p.grades) == (("a", "b", "c"), (3, 2, 1))
+    assert (p.answers, p.grades) == ((best, middle, worst), (3, 2, 1))
 
 
 def test_a_single_answer_has_its_grade_and_no_rejected_one():

@@ -115,7 +115,7 @@ def test_messages_in_one_object_are_no_columns(tmp_path):
     assert triples(load_preferences(str(tmp_path / "one.json"))) == [("Why?", "Yes", ("No",))]
 
 
-NO_ROWS = "has the columns none|is empty"
+NO_ROWS = "the columns none|is empty"
 PACKED = {
     "cut.jsonl.gz": (gzip.compress(json.dumps(ROWS[0]).encode() * 99)[:-20], "cannot be read"),
     "none.csv.gz": (b"prompt,chosen,rejected", "cannot be read"),
