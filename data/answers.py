@@ -4,17 +4,16 @@ Nothing is guessed here: a column of marks is read only where its values name th
 are scores or ranks by name. Where they could mean either answer, the reading is refused.
 """
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from data import names
 from data.question import DataError
-from data.sample import Sample, value_of
+from data.sample import Sample, opposed, value_of
 
 Columns = dict[str, tuple[str, ...]]  # role -> its columns; of several the texts are joined
-Values = tuple[str, str]  # of a winner's column: what stands for the first answer, and the second
+Values = tuple[str, ...]  # of a winner's column: what stands for the first answer, the second, ...
 
 
 class Form(NamedTuple):
@@ -67,10 +66,13 @@ def _pairs(sample: Sample, asked: Columns, free: Sequence[str]) -> Form | None:
         alike = [names.plain(name) for name in free if names.says(name, side)]
         found = sample.first([*exact, *alike], free)
         if not found and role == "chosen" and "rejected" not in asked:
-            found = _conversation(sample, free)
+            found = _beside_rejected(sample, free)
         if role not in asked and not found:
             return None
         columns[role] = asked.get(role) or (str(found),)
+    more = [n for n in free if names.stem(n)[1] and names.says(names.stem(n)[0], names.BAD)]
+    if "rejected" not in asked and (more := [n for n in more if n not in columns["rejected"]]):
+        columns["rejected"] += tuple(more)  # `rejected_2` and on
     if several_answers(sample, free) and all(map(sample.marks, (c[0] for c in columns.values()))):
         return None  # they say which of other columns is meant
     if names.plain(columns["chosen"][0]) in names.TRUTHFULQA["chosen"] and "correct" not in asked:
@@ -79,12 +81,18 @@ def _pairs(sample: Sample, asked: Columns, free: Sequence[str]) -> Form | None:
     return Form("pairs", columns)
 
 
-def _conversation(sample: Sample, free: Sequence[str]) -> str | None:
-    """Return the messages that end with an answer, where a rejected one stands elsewhere."""
-    name = sample.first(("messages", "conversations"), free)
-    if not name or not any(names.says(n, names.BAD) for n in free):
-        return None
-    ends = [value[-1] for value in sample.values(name) if isinstance(value, list)]
+def _beside_rejected(sample: Sample, free: Sequence[str]) -> str | None:
+    """Return the answer beside a rejected one: `response` beside `rejected_response`.
+
+    It may be the last of the messages that hold the prompt.
+    """
+    bad = [names.words(name) for name in free if names.says(name, names.BAD)]
+    bare = {"_".join(w for w in found if w not in names.BAD) for found in bad} - {""}
+    if found := next((name for name in free if names.plain(name) in bare), None):
+        return found
+    name = sample.first(("messages", "conversations"), free) if bad else None
+    values = sample.values(name) if name else []
+    ends = [value[-1] for value in values if isinstance(value, list)]
     roles = {str(end.get("role", end.get("from"))) for end in ends if isinstance(end, dict)}
     return name if roles and roles <= {"assistant", "gpt"} else None
 
@@ -127,15 +135,12 @@ def _agreed(sample: Sample, forms: Sequence[Form]) -> Form:
     """
     first, *others = forms
     for other in others:
-        for row in sample.rows:
-            one, two = order_in(row, first), order_in(row, other)
-            places = range(min(len(one), len(two)))
-            for i, j in itertools.combinations(places, 2):
-                if (one[i] - one[j]) * (two[i] - two[j]) < 0:
-                    raise DataError(
-                        f"{_how(first)} and {_how(other)} disagree about which answer is better; "
-                        f"say which to read: {_flag(first)} or {_flag(other)}"
-                    )
+        orders = ((order_in(row, first), order_in(row, other)) for row in sample.rows)
+        if any(opposed(*both) for both in orders):
+            raise DataError(
+                f"{_how(first)} and {_how(other)} disagree about which answer is better; say which "
+                f"to read: {_flag(first)} or {_flag(other)}"
+            )
     return first
 
 
@@ -255,7 +260,7 @@ def _winner(
         DataError: the one asked for has values that could mean either answer, or two disagree.
     """
     if asked and values:
-        return asked[0], {values[0]: 0, values[1]: 1}
+        return asked[0], {value: place for place, value in enumerate(values)}
     found: list[tuple[str, Mapping[str, int]]] = []
     for name in asked or marks(free):
         meaning = _meaning(sample, name, answers, _authors(answers, free))
@@ -313,6 +318,9 @@ def _meaning(
             if start is None or not start <= min(numbers) <= max(numbers) < longest + start:
                 return None
             return {str(i + start): i for i in range(longest)}
+        letters = {letter: place for place, letter in enumerate("abcdefgh"[:longest])}
+        if told and told <= letters.keys():
+            return letters
         return {} if sample.repeats(name, answers) else None
     suffixes = [names.stem(answer)[1] for answer in answers]
     places = {value: _place(value, answers, suffixes) for value in told}
@@ -334,7 +342,11 @@ def _place(value: str, answers: tuple[str, ...], suffixes: list[str]) -> int | N
     if value in plain:
         return plain.index(value)
     said = names.words(value) if not value.startswith("-") else []
-    ordered = {**{suffix: place for place, suffix in enumerate(suffixes)}, **names.ORDINALS}
+    ordered = {suffix: place for place, suffix in enumerate(suffixes)} | names.ORDINALS
+    if all(map(str.isdigit, suffixes)):  # A and B of answers 1 and 2
+        ordered |= {
+            letter: place for place, letter in zip(range(len(suffixes)), "abcdefgh", strict=False)
+        }
     hits = {ordered[word] for word in said if word in ordered}
     others = [word for word in said if word not in ordered and word not in names.VERDICT]
     return hits.pop() if len(hits) == 1 and not others else None
@@ -342,7 +354,7 @@ def _place(value: str, answers: tuple[str, ...], suffixes: list[str]) -> int | N
 
 def unclear(sample: Sample, name: str, answers: tuple[str, ...]) -> str:
     """Say that a winner's values could mean either answer, and how to say which."""
-    told = sorted({key_of_value(v) for v in sample.values(name)})[:4]
+    told = sorted({key_of_value(v)[:20] for v in sample.values(name)})[:4]
     first, second = "the first of them", "the second"
     if len(answers) > 1:
         first, second = map(repr, answers[:2])

@@ -30,9 +30,7 @@ class Cell:
 
     def wrong(self, what: str) -> DataError:
         """Return the error that says what is wrong with the value."""
-        shown = repr(self.value)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        return DataError(f"{self.place}, column {self.column!r}: {shown}: {what}")
+        return DataError(f"{self.place}, column {self.column!r}: {shortly(self.value)}: {what}")
 
     def text(self, value: Any) -> str:
         """Read a text as it stands; null is none."""
@@ -59,7 +57,7 @@ class Cell:
         if not isinstance(message, dict):
             raise self.wrong("a message needs a 'role' and a 'content' of text")
         role = message.get("role", message.get("from"))
-        content = message.get("content", message.get("value"))
+        content = message.get("content", message.get("value", message.get("text")))
         extra = {key: message[key] for key in KEPT if message.get(key)}
         if message.get("reasoning"):
             extra.setdefault("reasoning_content", message["reasoning"])
@@ -92,23 +90,28 @@ class Cell:
         """
         if isinstance(value, str) and value[:1] in "[{ \n":
             if listed or AS_JSON.match(value):
-                value = self._unpacked(value)
+                found = self._unpacked(value)
+                messages = found if isinstance(found, list) else [found]
+                value = found if listed or all(map(is_message, messages)) else value
             if listed and isinstance(value, list):
                 return self.text(value[0]) if len(value) == 1 else ()
+        if isinstance(value, dict):
+            value = value["messages"] if isinstance(value.get("messages"), list) else value
         if isinstance(value, dict):
             keys = [key for key in TEXT_KEYS if isinstance(value.get(key), str)]
             if is_message(value):
                 return self.turns([value])
             return self.text(value[keys[0]] if len(keys) == 1 else value)
         if isinstance(value, list | tuple):
-            return self.turns(value)
+            alone = len(value) == 1 and isinstance(value[0], str)
+            return self.text(value[0]) if alone else self.turns(value)
         return self.text(value)
 
     def _unpacked(self, text: str) -> Any:
         """Return the value of JSON, or the text that it is not."""
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
 
     def sides(self, semicolons: bool = False, listed: bool = False) -> list[Side]:
@@ -153,11 +156,17 @@ class Cell:
         found = 1.0 if said in TRUE else 0.0 if said in FALSE else float("nan")
         try:
             found = float(value) if found != found else found
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass  # no number
         if found != found:
-            raise self.wrong(f"{value!r} is no grade; a number is needed")
+            raise self.wrong(f"{shortly(value)} is no grade; a number is needed")
         return -found if rank else found
+
+
+def shortly(value: Any) -> str:
+    """Return a value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def is_message(value: Any) -> bool:

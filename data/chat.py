@@ -20,7 +20,8 @@ class Frame(NamedTuple):
 
     control: re.Pattern[str]  # finds the names that are obeyed
     tail: str  # what follows the last answer
-    stop: str  # the control token in it that ends the answer
+    stop: str  # the control token that ends an answer
+    before_stop: str = ""  # what the template puts between an answer and its stop token
 
 
 def chat_frame(tokenizer: Any, template_kwargs: str = "{}") -> Frame:
@@ -28,6 +29,8 @@ def chat_frame(tokenizer: Any, template_kwargs: str = "{}") -> Frame:
 
     Control tokens are the tokenizer's special ones, and others added to it that the template puts
     between turns. Further added tokens, `<think>` in some, are words of the model like any other.
+    The stop token is the first control token behind an answer, or EOS where it follows so closely
+    that both end it. Where a template leaves the last answer open, it is what ends an earlier one.
 
     Raises:
         DataError: there is no chat template, it fails, or it ends no answer with a control token.
@@ -37,22 +40,29 @@ def chat_frame(tokenizer: Any, template_kwargs: str = "{}") -> Frame:
     asked, said = "\ue000", "\ue001"
     given = json.loads(template_kwargs)
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-    between = _apply(tokenizer, [*turns, *turns], "", **given).split(asked)  # of earlier turns
+    twice = _apply(tokenizer, [*turns, *turns], "", **given)
+    between = twice.split(asked)  # frames of earlier turns
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special} | {*tokenizer.all_special_tokens}
     frames = between[0] + "".join(between[1:-1])
     others = {t.content for t in added if t.content.strip() and t.content in frames}
     others -= {token for token in others if "think" in token}
-    control = sorted(special | others, key=lambda token: (-len(token), token))
+    names = sorted(special | others, key=lambda token: (-len(token), token))
+    control = re.compile(f"({'|'.join(map(re.escape, names))})")
 
     tail = _apply(tokenizer, turns, "", **given).rpartition(said)[2]
-    found = [(tail.find(token), -len(token), token) for token in control if token in tail]
-    if not found:
+    behind = tail if control.search(tail) else twice.partition(said)[2].partition(asked)[0]
+    found = control.search(behind)
+    if not found or found[0] == tokenizer.bos_token or asked in tail:
         raise DataError(
             "--template chat: the tokenizer's template ends an answer without a control token, so "
             "that a model could not learn to stop; use --template plain"
         )
-    return Frame(re.compile(f"({'|'.join(map(re.escape, control))})"), tail, min(found)[2])
+    stop, start = found[0], found.start()
+    end = behind.find(tokenizer.eos_token) if tokenizer.eos_token else -1
+    if end > start and not re.search(r"\s", behind[start:end]):
+        stop, start = tokenizer.eos_token, end
+    return Frame(control, tail, stop, behind[:start])
 
 
 class _Chat(NamedTuple):
@@ -116,19 +126,33 @@ def render_chat(p: Preference, tokenizer: Any, text: TextSettings, frame: Frame)
     prompt, base = _shared_prompt(chat, turns, said, wholes, frame)
     answers: list[str | None] = []
     notes: list[Note] = []
-    for answer, whole in zip(said, wholes, strict=True):
+    ended: list[int] = []
+    for number, (answer, whole) in enumerate(zip(said, wholes, strict=True)):
         rendered = _behind(prompt, whole, frame)
+        if rendered is not None:
+            own = rendered + frame.before_stop
+        elif "tool_calls" in answer.extra and whole.startswith(prompt):
+            own = rendered = _to_last_mark(whole, frame)[len(prompt) :]  # calls end in their way
+            ended.append(number)
         same = rendered is not None and _says(whole[len(base) :], answer)
-        if not same and (text.rewritten == "drop" or rendered is None):
+        if rendered is None or not (same or text.rewritten == "keep"):
             notes.append(Note(REWRITTEN, f"{p.place} {answer.text[:60]!r}"))
-            rendered = None
-        elif same and answer.text not in whole:
+            answers.append(None)
+            continue
+        if same and answer.text not in whole:
             notes.append(Note(TRIMMED, p.place))
-        answers.append(rendered)
+        answers.append(own)
     stop = tokenizer.convert_tokens_to_ids(frame.stop)
     bos = tokenizer.bos_token or ""
     begins = bool(bos) and prompt.startswith(bos)
-    return Rendered(prompt.removeprefix(bos), answers, stop, hidden, begins, notes)
+    own_stop = frozenset(ended)
+    return Rendered(prompt.removeprefix(bos), answers, stop, hidden, begins, notes, own_stop)
+
+
+def _to_last_mark(whole: str, frame: Frame) -> str:
+    """Return a rendered text up to its last control token, that included."""
+    ends = [found.end() for found in frame.control.finditer(whole)]
+    return whole[: ends[-1]] if ends else whole
 
 
 def _with_letters(turns: Sequence[Turn], hidden: dict[str, str], frame: Frame) -> list[Turn]:
@@ -151,14 +175,14 @@ def _shared_prompt(
         return asking, asking
     letter = next(chr(c) for c in range(0xE000, 0xF900) if chr(c) not in "".join(wholes))
     header = chat.text([*turns, Turn("assistant", letter)]).partition(letter)[0]
-    if asking == header:
-        return asking, asking
     alike = (a == b for a, b in zip(asking, header, strict=False))
     both = header[: sum(itertools.takewhile(bool, alike))]
     marks = [found.end() for found in frame.control.finditer(both)]
     end = marks[-1] if marks else 0  # no control token is cut, and no name of a role
     role = re.match(r"\w*\s*", both[end:])
     base = both[: end + (role.end() if role else 0)]
+    if len(base) < both.rfind(turns[-1].text) + len(turns[-1].text):
+        base = asking  # what somebody said last is no answer's
 
     def fitting(prompt: str) -> int:
         rendered = zip(wholes, said, strict=True)
@@ -192,7 +216,11 @@ def _check_extra(chat: _Chat, turns: Sequence[Turn], number: int) -> None:
         if name in fields:
             less = json.dumps({key: value for key, value in fields.items() if key != name})
             without = turn._replace(extra="" if less == "{}" else less)
-            if chat.text(turns) == chat.text([*turns[:number], without, *turns[number + 1 :]]):
+            try:  # as the last turn, since some templates drop the reasoning of earlier ones
+                bare = chat.text([*turns[:number], without])
+            except DataError:
+                continue  # it is missed
+            if chat.text(turns[: number + 1]) == bare:
                 raise _no_form(chat.place, name)
 
 

@@ -33,7 +33,7 @@ ROLES = (
     "prompt", "system", "history", "tools", "category", "chosen", "rejected", "correct", "answers",
     "scores", "ranks", "winner", "completion", "label",
 )  # fmt: skip
-JOINED = ("prompt", "answers", "scores", "ranks")  # roles that several columns may have
+JOINED = ("prompt", "rejected", "answers", "scores", "ranks")  # roles that several columns may have
 TEXTS = ("prompt", "chosen", "rejected", "answers", "completion")
 
 
@@ -109,10 +109,9 @@ def read_given(given: str | None, sample: Sample, source: str, late: bool = Fals
         role, _, name = (part.strip() for part in item.partition("="))
         if role == "winner" and name not in sample.columns and ":" in name:
             name, _, said = name.rpartition(":")
-            first, slash, second = said.partition("/")
-            if not (slash and first and second):
+            values = tuple(map(key_of_value, said.split("/")))
+            if len(values) < 2 or "" in values:
                 raise DataError(f"--columns {item!r}: write winner=COLUMN:FIRST/SECOND")
-            values = (key_of_value(first), key_of_value(second))
         several = (name,) if name in sample.columns else tuple(name.split("+"))
         if name == "-":
             unread.append(role)
@@ -125,7 +124,7 @@ def read_given(given: str | None, sample: Sample, source: str, late: bool = Fals
         elif role in asked:
             raise DataError(f"--columns {item!r}: {role} is named twice")
         elif len(several) > 1 and role not in JOINED:
-            raise DataError(f"--columns {item!r}: one column has this role; {JOINED} may have more")
+            raise DataError(f"--columns {item!r}: name one column; more may be {', '.join(JOINED)}")
         else:
             asked[role] = several
         known = [one in sample.columns or bool(sample.values(one)) for one in several]
@@ -267,7 +266,8 @@ def _says_more(sample: Sample, name: str, read: Sequence[str], few: int) -> bool
     answers = names.of_answers(name, names.ANSWERS) and sample.lists_of(name, (str, dict, list))
     if names.beside(name, short=not sample.prose(name, few)) or (answers and not is_role):
         return False
-    if name in marks([name]) and sample.marks(name):
+    marking = name in marks([name]) or set(names.words(name)) & names.WORSE
+    if marking and sample.marks(name):
         return False
     news, values = 0, []
     for row, said in zip(sample.rows, read, strict=True):
@@ -283,14 +283,17 @@ def _says_more(sample: Sample, name: str, read: Sequence[str], few: int) -> bool
 
 
 def texts_of(value: Any) -> list[str]:
-    """Return every text within a value; of messages what they say."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, Mapping):
-        return [t for k, v in value.items() if k not in ("role", "from") for t in texts_of(v)]
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [t for v in value for t in texts_of(v)]
-    return []
+    """Return every text within a value, however deep; of messages what they say."""
+    found, left = [], [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, Mapping):
+            left += [inside for key, inside in one.items() if key not in ("role", "from")][::-1]
+        elif isinstance(one, Sequence) and not isinstance(one, bytes):
+            left += one[::-1]
+    return found
 
 
 def text_in(value: Any) -> str:

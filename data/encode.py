@@ -196,7 +196,11 @@ def _encoded(
     """
     bos = (bos_id,) if rendered.bos and bos_id is not None else ()
     notes, n = list(rendered.notes), 1 + len(p.rejected)
-    answers = [ids and (ids if ids[-1] in ends else (*ids, rendered.stop)) for ids in found.answers]
+    own = rendered.ended
+    answers = [
+        ids and (ids if k in own or ids[-1] in ends else (*ids, rendered.stop))
+        for k, ids in enumerate(found.answers)
+    ]
     chosen, *graded = zip(answers, p.levels, strict=True)
     if chosen[0] is None:
         return NOTHING, notes
@@ -348,10 +352,17 @@ def _guarded(text: str, hidden: dict[str, str], tokenizer: Any, frame: Frame) ->
         DataError: the tokenizer reads a name that people wrote as its control token in any case.
     """
     ids: list[int] = []
-    for number, piece in enumerate(frame.control.split(text)):
+    strips = {t.content: t for t in tokenizer.added_tokens_decoder.values() if t.lstrip or t.rstrip}
+    pieces = frame.control.split(text)
+    beside = ["", *pieces, ""]
+    for number, piece in enumerate(pieces):
         if number % 2:  # what the pattern found stands between the other pieces
             ids.append(tokenizer.convert_tokens_to_ids(piece))
             continue
+        if strips:  # some tokens take the white space beside them
+            before, after = strips.get(beside[number]), strips.get(beside[number + 2])
+            piece = piece.lstrip() if before and before.rstrip else piece
+            piece = piece.rstrip() if after and after.lstrip else piece
         written = _restored(piece, hidden)
         if ids:
             read = _alone(written, tokenizer)

@@ -232,7 +232,7 @@ def settle(rows: Sequence[Preference]) -> list[Parsed]:
     joined: dict[Answer, _Joined] = {}
     for p, (chosen, rejected, correct) in zip(rows, parts, strict=True):
         one = joined.setdefault(chosen, _Joined(p))
-        one.graded &= bool(p.grades)
+        one.graded &= bool(p.grades) and p.levels[0] == one.first.levels[0]
         grades = dict(zip([chosen, *rejected, *correct], p.levels, strict=True))
         for answer in correct:
             if answer != chosen:
@@ -297,7 +297,7 @@ class _Unread:
     """Watches the columns that no role claims: text may come in later rows."""
 
     def __init__(self, form: Form, columns: Sequence[str]) -> None:
-        self.form, self.known = form, {*columns, *form.unread}
+        self.form, self.known = form, {*columns, *form.unread, *form.wanted}
         self.changed: dict[str, list[str]] = {}  # a column that was constant -> where it was not
 
     def look(self, place: str, row: dict[str, Any]) -> None:
@@ -340,16 +340,18 @@ def settled(rows: Any, watch: Watch) -> Iterator[dict[str, Any]]:
         noted = [note for row in group for note in row["notes"]]
         left = sum(row["rows"] for row in group)
         same: dict[Any, list[Preference]] = {}  # by the text itself: a key might collide
-        counts: Counter[str] = Counter()  # of the rows that prefer an answer
+        counts: Counter[Answer] = Counter()  # of the rows that prefer an answer
         for row in group:
             p = as_preference(row)
             if p.prompt:
                 same.setdefault((p.history, p.prompt, p.since, p.tools), []).append(p)
-                counts[p.chosen] += row["rows"]
+                counts[_parts(p)[0]] += row["rows"]
         questions = [one for rows in same.values() for one in settle(rows)]
         for place, (preference, notes) in enumerate(questions or [(None, [])], start=1):
             row = _row(preference, notes, group[0]["place"])
-            count = counts[preference.chosen] if preference and place < len(questions) else left
+            count = left  # the last one has what is left
+            if preference and place < len(questions):
+                count = counts[_parts(preference)[0]]
             left -= count
             yield {**row, "notes": [*noted, *row["notes"]], "rows": count}
             noted = []

@@ -13,6 +13,7 @@ from data.gather import (
     as_preference,
     read_preferences,
     settled,
+    text_key,
     unwatched,
     with_pairs,
 )
@@ -123,7 +124,7 @@ def _joined(readings: Sequence[Reading], folder: Path | None, watch: Watch) -> R
     parts = tuple(part for reading in readings for part in reading.parts)
     large = folder is not None and not all(reading.small for reading in readings)
     keys = [r.key or open_source(r.source).key() for r in readings] if large else []
-    key = key_of(keys, parts, columns)
+    key = key_of(keys, [r.preferences.rows.tolist() for r in readings] if large else [], columns)
     file = folder / f"{key}.questions.arrow" if folder and large else None
     questions = open_rows(file)
     if questions is None:
@@ -145,4 +146,7 @@ def _rows_of(reading: Reading) -> Iterator[dict[str, Any]]:
     """Yield the questions of a reading, and every row that it left out, with its notes."""
     dataset = reading.preferences.dataset
     left_out = np.setdiff1d(np.arange(len(dataset)), with_pairs(dataset))
-    yield from Table(dataset, dict, np.union1d(reading.preferences.rows, left_out))
+    for row in Table(dataset, dict, np.union1d(reading.preferences.rows, left_out)):
+        if not row["rejected"]:  # it is settled: its notes alone remain
+            row |= {"prompt": "", "prompt_key": text_key(f"{row['place']} {row['chosen']}")}
+        yield row

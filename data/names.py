@@ -80,9 +80,10 @@ SIDE = frozenset(
     "authors annotator annotators worker license version status order turns labels label".split()
 )
 ABOUT = frozenset(
-    "metadata meta critique critiques feedback annotation annotations principle".split()
+    "metadata meta critique critiques feedback annotation annotations principle rationale "
+    "rationales".split()
 )
-ABOUT_FIRST = ("preference", "annotator", "judge")  # a name that begins so is about the preference
+ABOUT_ANYWHERE = frozenset("preference annotator judge labelling labeling".split())
 MEDIA = frozenset("image images picture pictures photo photos video videos audio audios".split())
 OTHER_ANSWERS = GOOD | BAD | NOUNS | frozenset("reference target gold solution".split())
 
@@ -158,5 +159,5 @@ def beside(name: str, short: bool = True) -> bool:
         found.pop()
     if plain(name) in SIGNED or not found:
         return True
-    marked = bool(found[0] in ABOUT_FIRST or found[-1] in ABOUT or set(found) & (SCORES | RANKS))
+    marked = bool(found[-1] in ABOUT or set(found) & (ABOUT_ANYWHERE | SCORES | RANKS))
     return marked or (short and found[-1] in SIDE)

@@ -114,9 +114,10 @@ def _behind(prompt: str, side: Side) -> Side:
 
 
 def _pair(cells: Cells, truthfulqa: bool, form: Form) -> Answers:
-    better, worse = cells["chosen"][0], cells["rejected"][0]
+    better, (worse, *others) = cells["chosen"][0], cells["rejected"]
     chosen = better.sides(listed=better.column in form.listed)
     rejected = worse.sides(truthfulqa, worse.column in form.listed)
+    rejected += [side for cell in others for side in cell.sides()]
     if len(chosen) != 1:
         raise better.wrong("one chosen answer is needed")
     count = len(rejected)

@@ -151,5 +151,10 @@ def _disagree(items: Sequence[Mapping[str, Any]], one: str, other: str) -> bool:
             return False
         rank = bool(set(names.words(key)) & names.RANKS)
         sides.append([-float(v) if rank else float(v) for v in values if v is not None])
-    pairs = itertools.combinations(zip(*sides, strict=True), 2)
+    return opposed(*sides)
+
+
+def opposed(one: Sequence[float], two: Sequence[float]) -> bool:
+    """Tell whether two lists of numbers order two of their places in opposite ways."""
+    pairs = itertools.combinations(zip(one, two, strict=False), 2)
     return any((a - c) * (b - d) < 0 for (a, b), (c, d) in pairs)

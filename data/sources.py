@@ -191,7 +191,7 @@ def _csv(path: Path, wanted: list[str] | None) -> Iterator[Placed]:
     with _text(path, newline="") as file:
         reader = _reader(path, file)
         try:
-            names = next(reader)
+            names: list[str] = next(reader, [])
             for cells in filter(None, reader):
                 place = f"{_shown(path)}, line {reader.line_num}"
                 yield place, _record(place, names, cells)
@@ -216,8 +216,9 @@ def _json(path: Path, wanted: list[str] | None) -> Iterator[Placed]:
     """Every object of a file with one a line, or every row of a file that is a single value."""
     name, values = _shown(path), _single_value(path)
     if values is not None:
+        what = "line" if _suffix(path) != ".json" and len(values) == 1 else "row"
         for number, value in enumerate(values, start=1):
-            place = f"{name}, row {number}"
+            place = f"{name}, {what} {number}"
             yield place, value if isinstance(value, dict) else _no_object(value, place)
         return
     with _text(path) as file:
@@ -259,6 +260,8 @@ def _rows_of(value: Any) -> list[Any]:
         return held[0]
     columns = list(value.values())
     if all(isinstance(c, dict) for c in columns) and len({tuple(c) for c in columns}) == 1:
+        if not all(map(str.isdigit, columns[0])):
+            return columns  # rows by name
         columns = [list(c.values()) for c in columns]  # as pandas writes it: by row number
     told = all(isinstance(c, list) and c and not _is_message(c[0]) for c in columns)
     if columns and told and len({len(c) for c in columns}) == 1:

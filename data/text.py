@@ -49,3 +49,4 @@ class Rendered(NamedTuple):
     hidden: dict[str, str]  # a private letter -> the control token's name that a person wrote
     bos: bool = True  # begins with BOS, where the tokenizer defines one
     notes: Sequence[Note] = ()
+    ended: frozenset[int] = frozenset()  # answers that end with a stop token of their own

@@ -5,6 +5,7 @@ import pytest
 from data import DataError
 from data.columns import describe, key_of_value, late_column, recognise, unclaimed, value_of
 from data.names import plain
+from data.sample import Sample
 
 ANSWERS = {"response_a": "Yes", "response_b": "No"}
 
@@ -271,7 +272,8 @@ def test_text_that_no_role_claims_is_refused_with_both_ways_on():
 def test_text_without_any_prompt_may_be_the_prompt():
     said = refused({"passage": "Bats fly.", "chosen": "Bats", "rejected": "Lead"})
     assert "make it the prompt: --columns prompt=passage" in said
-    assert unclaimed(["passage"], {}, lambda *_: False).endswith("read: --columns passage=-")
+    lists = Sample(["passage"], [{"passage": ["Bats fly.", "Lead is heavy."]}])
+    assert unclaimed(["passage"], {}, lists).endswith("read: --columns passage=-")
 
 
 @pytest.mark.parametrize(

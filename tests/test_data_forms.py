@@ -199,7 +199,7 @@ def test_a_public_form_is_read_whole_and_right_without_a_flag(name):
     reading = read_preferences(str(FORMS / name))
     assert list(reading.preferences) == questions
     assert notes_of(reading) == notes
-    where = "row" if name in ("object_of_columns.json", "one_row.jsonl") else "line"
+    where = "row" if name == "object_of_columns.json" else "line"
     assert reading.preferences[0].place == f"{FORMS / name}, {where} 1"
 
 
@@ -920,7 +920,7 @@ REFUSED = {
     "scores named behind the answers": (
         each(lambda p, c, r: {"prompt": p, "response_1": r, "response_2": c,
                               "response_1_quality": 2, "response_2_quality": 3}),
-        ["no column is known to say how good the answers in 'response_1', 'response_2' are", "or scores= or ranks="],
+        ["the answers in 'response_1', 'response_2' are", "or scores= or ranks="],
         {"answers=response_1+response_2,winner=COLUMN": (
             "answers=response_1+response_2,scores=response_1_quality+response_2_quality",
             [*ROWS])},

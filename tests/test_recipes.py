@@ -8,7 +8,7 @@ from conftest import ROOT
 
 import train
 from lora import decoder_layers
-from run.config import Config, parse
+from run.config import parse
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
