@@ -56,7 +56,7 @@ def measure(path, cache):
 
     tokenizer, _ = lora.load_tokenizer("builtin")
     start = own_memory()
-    watcher = threading.Thread(target=watch_memory)
+    watcher = threading.Thread(target=watch_memory, daemon=True)
     watcher.start()
     seconds, last = {}, time.monotonic()
 
@@ -80,7 +80,7 @@ def measure(path, cache):
         for _ in data.step_batches(train, pairs, 2048):
             pass
     lap("1000 steps")
-    data.examine(reading, encoding, tokenizer, split, text)
+    data.examine([reading], [encoding], tokenizer, split, text)
     lap("report")
     done.set()
     watcher.join()

@@ -158,6 +158,7 @@ def _rows(
     numbered = getattr(preferences, "rows", range(len(preferences)))
     frame = chat_frame(tokenizer, text.template_kwargs) if text.template == "chat" else None
     ends = frozenset(tokenizer.added_tokens_decoder) if text.template == "raw" else frozenset()
+    bos_id, unknown = tokenizer.bos_token_id, tokenizer.unk_token_id  # slow properties
     items = iter(zip(numbered, watch(preferences, "Encoding", len(preferences)), strict=True))
     bad = BadRows(text.skip_bad)
     while some := list(itertools.islice(items, ROWS_AT_ONCE)):
@@ -170,10 +171,10 @@ def _rows(
                 where = "" if p.place in str(found) else f"{p.place}: "
                 notes = [bad.note(DataError(f"{where}{found}"), p.place)]
             elif isinstance(rendered, Rendered):
-                question, notes = _encoded(p, found, rendered, tokenizer.bos_token_id, text, ends)
+                question, notes = _encoded(p, found, rendered, bos_id, text, ends)
                 merges = found.merges
             about = {"row": number, "merges": merges, "notes": as_notes(notes)}
-            yield _row(p, question, tokenizer.unk_token_id) | about
+            yield _row(p, question, unknown) | about
     bad.check()
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import re
 import tempfile
 from collections import Counter
@@ -164,15 +165,17 @@ def choose_source() -> tuple[str, str]:
 
 def as_preference(row: dict[str, Any]) -> Preference:
     """Return a row of the table as the preference that it keeps."""
-    history, since = (
-        tuple(Turn(t["role"], t["text"], t["extra"]) for t in row[name])
-        for name in ("history", "since")
-    )
-    return Preference(
+    p = Preference(
         row["prompt"], row["chosen"], tuple(row["rejected"]), tuple(row["correct"]),
-        row["category"], history, row["verbatim"], row["place"], tuple(row["grades"]), since,
-        row["tools"], tuple(row["extras"]),
+        row["category"], tuple(Turn(**turn) for turn in row["history"]), row["verbatim"],
+        row["place"],
     )  # fmt: skip
+    if not row["more"]:
+        return p
+    more = json.loads(row["more"])
+    since = tuple(Turn(*turn) for turn in more["since"])
+    grades, extras = tuple(more["grades"]), tuple(more["extras"])
+    return replace(p, grades=grades, since=since, tools=more["tools"], extras=extras)
 
 
 Answer = tuple[str, str]  # what it says, and `Turn.extra`
@@ -224,6 +227,10 @@ def settle(rows: Sequence[Preference]) -> list[Parsed]:
     stands among the correct and the rejected ones, as two of TruthfulQA's do, is trained against.
     Rows of a single graded answer make one question together.
     """
+    if len(rows) == 1 and not rows[0].correct and not rows[0].extras:
+        p = rows[0]
+        if p.rejected and len({p.chosen, *p.rejected}) == 1 + len(p.rejected):
+            return [(p, [])]  # as most are
     single = [p for p in rows if len(p.grades) == 1 and not p.rejected]
     if single:
         return _settle_single(single)
@@ -359,8 +366,12 @@ def settled(rows: Any, watch: Watch) -> Iterator[dict[str, Any]]:
 
 def _row(preference: Preference | None, notes: Iterable[Note], place: str) -> dict[str, Any]:
     p = preference or Preference("", "", (), place=place)
+    more = ""
+    if p.grades or p.since or p.tools or p.extras:
+        kept = {"grades": p.grades, "since": p.since, "tools": p.tools, "extras": p.extras}
+        more = json.dumps(kept)
     turns = (*p.history, Turn("user", p.prompt), *p.since)
-    said = "\n".join([p.tools, *(t.role for t in turns), *(t.text + t.extra for t in turns)])
+    said = "\n".join([part for turn in turns for part in turn] + [p.tools])
     return {
         "prompt": p.prompt,
         "chosen": p.chosen,
@@ -370,10 +381,7 @@ def _row(preference: Preference | None, notes: Iterable[Note], place: str) -> di
         "history": [turn._asdict() for turn in p.history],
         "verbatim": p.verbatim,
         "place": p.place,
-        "grades": list(p.grades),
-        "since": [turn._asdict() for turn in p.since],
-        "tools": p.tools,
-        "extras": list(p.extras),
+        "more": more,
         "rows": 1,
         "prompt_key": text_key(said if p.prompt else place),
         "notes": as_notes(notes),

@@ -63,8 +63,10 @@ def parse_row(place: str, row: Mapping[str, Any], form: Form) -> Parsed:
     turns, answers = _split(prompt, found)
     if not turns:
         return None, [Note(NO_SHARED_PROMPT if prompt is None else NO_PROMPT, place)]
-    asked = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=-1)
-    if asked < 0 or turns[-1].role not in ("user", "tool") or any(a is None for a in answers):
+    asked = len(turns) - 1
+    while asked >= 0 and turns[asked].role != "user":
+        asked -= 1
+    if asked < 0 or turns[-1].role not in ("user", "tool") or None in answers:
         return None, [Note(NOT_A_TURN, place)]
     texts_alone = prompt is None and all(isinstance(side, str) for side in found.sides)
     verbatim = texts_alone and not all(_hh(str(side)) for side in found.sides)
@@ -82,12 +84,16 @@ def parse_row(place: str, row: Mapping[str, Any], form: Form) -> Parsed:
         return None, [*notes, Note(TIED, place)]
     if not graded:
         return None, notes
-    history = [*_history(cells), *turns[:asked]]
+    history = turns[:asked]
+    if "history" in cells:
+        history = (*_history(cells["history"][0]), *history)
+    if "system" in cells:
+        history = _with_system(history, cells["system"][0])
     preference = Preference(
         prompt=turns[asked].text,
         **_by_grade(graded, [text for text in correct if text], form.kind == "single"),
         category=cells["category"][0].label() if "category" in cells else "",
-        history=_with_system(tuple(history), cells.get("system")),
+        history=history,
         verbatim=verbatim,
         place=place,
         since=turns[asked + 1 :],
@@ -196,6 +202,10 @@ def _by_grade(
 ) -> dict[str, Any]:
     """Return the best answer, those below it, best first, and those as good as it."""
     best = max(grade for _, grade in graded)
+    if len(graded) == 2 and not correct and graded[0][1] > graded[1][1]:  # as most rows have
+        (better, one), (worse, two) = graded[0][0], graded[1][0]
+        extras = (one, two) if one or two else ()
+        return {"chosen": better, "rejected": (worse,), "extras": extras}
     top = [answer for answer, grade in graded if grade == best]
     below = sorted((item for item in graded if item[1] < best), key=lambda item: -item[1])
     right = [*top[1:], *((text, "") for text in correct)]
@@ -212,9 +222,8 @@ def _by_grade(
     }
 
 
-def _history(cells: Cells) -> Turns:
+def _history(cell: Cell) -> Turns:
     """Read earlier turns: messages, or pairs of what was asked and answered."""
-    (cell, *_) = cells.get("history", [Cell("", "", None)])
     if not isinstance(cell.value, list | tuple):
         if cell.text(cell.value).strip():
             raise cell.wrong("a history is a list of messages, or of pairs")
@@ -241,13 +250,13 @@ def _tools(cell: Cell) -> str:
     return json.dumps(tools, ensure_ascii=False, sort_keys=True) if tools else ""
 
 
-def _with_system(history: Turns, cells: Sequence[Cell] | None) -> Turns:
+def _with_system(history: Turns, cell: Cell) -> Turns:
     """Put the system message of a column of its own before the turns, unless it is there."""
-    system = cells[0].text(cells[0].value) if cells else ""
-    if not cells or not system.strip() or Turn("system", system) in history[:1]:
+    system = cell.text(cell.value)
+    if not system.strip() or Turn("system", system) in history[:1]:
         return history
     if history and history[0].role == "system":
-        raise cells[0].wrong("the conversation begins with another system message")
+        raise cell.wrong("the conversation begins with another system message")
     return (Turn("system", system), *history)
 
 

@@ -158,10 +158,7 @@ def text_features() -> dict[str, Any]:
         "history": List({"role": Value("string"), "text": text, "extra": text}),
         "verbatim": Value("bool"),
         "place": Value("string"),
-        "grades": List(Value("float64")),
-        "since": List({"role": Value("string"), "text": text, "extra": text}),
-        "tools": text,
-        "extras": List(text),
+        "more": text,  # grades, since, tools and extras as JSON; "" where there are none
         "rows": Value("int64"),  # that were read for it
         "prompt_key": Value("int64"),  # the prompt with its history
         "notes": List({"reason": Value("string"), "place": Value("string")}),

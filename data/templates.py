@@ -21,8 +21,12 @@ PIPE = r"[|\uff5c]"  # DeepSeek's is a wide one
 MARK = rf"(?:<{PIPE}[\w\u2581]+{PIPE}?>|<\w+{PIPE}>|<start_of_turn>|<extra_id_\d+>)"
 ROLE = r"(?:system|developer|user|human|assistant|model)\b"
 TEMPLATED = re.compile(
-    rf"\s*(?:\[gMASK\])?(?:<s>|<bos>|<sop>|{MARK})?\s*(?:{MARK}\s*{ROLE}|<{PIPE}{ROLE}{PIPE}>|\[INST\])"
-    r"|[\s\S]*(?:###\s*(?:response|assistant|answer|output):|(?-i:\bASSISTANT:)|\[/INST\])\s*$",
+    rf"\s*(?:\[gMASK\])?(?:<s>|<bos>|<sop>|{MARK})?\s*"
+    rf"(?:{MARK}\s*{ROLE}|<{PIPE}{ROLE}{PIPE}>|\[INST\])",
+    re.IGNORECASE,
+)
+ASKS = re.compile(
+    r"(?:###\s*(?:response|assistant|answer|output):|(?-i:\bASSISTANT:)|\[/INST\])\s*$",
     re.IGNORECASE,
 )
 ENDED = re.compile(rf"(?:<{PIPE}[\w\u2581]+{PIPE}>|</s>|<end_of_turn>|<eos>)\s*$")
@@ -52,7 +56,8 @@ def render(
         _check_untemplated(preference)
     if text.template == "chat":
         return render_chat(preference, tokenizer, text, frame or chat_frame(tokenizer))
-    if tokenizer.eos_token_id is None:
+    stop = tokenizer.eos_token_id
+    if stop is None:
         raise DataError("the tokenizer defines no EOS token, so answers could not be ended")
     more = next(filter(None, (preference.tools, *preference.extras)), "")
     if more or any(turn.extra for turn in (*preference.history, *preference.since)):
@@ -77,7 +82,7 @@ def render(
     answers = [answered.replace("{}", answer) for answer in preference.answers]
     unknown = _unknown_marks(so_far, answers, tokenizer) if text.template == "raw" else []
     notes = [Note(f"{NO_TOKENS}: {name}", preference.place) for name in unknown]
-    return Rendered(so_far, [*answers], tokenizer.eos_token_id, {}, notes=notes)
+    return Rendered(so_far, [*answers], stop, {}, notes=notes)
 
 
 def _unknown_marks(prompt: str, answers: Sequence[str], tokenizer: Any) -> list[str]:
@@ -89,9 +94,9 @@ def _unknown_marks(prompt: str, answers: Sequence[str], tokenizer: Any) -> list[
 
 def _check_untemplated(preference: Preference) -> None:
     prompt, chosen = preference.prompt, preference.chosen
-    begins, ends = TEMPLATED.match(prompt), ENDED.search(chosen)
-    if begins or ends:
-        shown = ends[0].strip() if not begins and ends else prompt.strip()[:30]
+    asks, ends = ASKS.search(prompt[-60:]), ENDED.search(chosen[-60:])
+    if TEMPLATED.match(prompt) or asks or ends:
+        shown = ends[0].strip() if ends else asks[0].strip() if asks else prompt.strip()[:30]
         raise DataError(
             f"{preference.place}: the text looks templated already ({shown!r}); --template raw "
             "reads its control tokens as such, and --template none as letters"
