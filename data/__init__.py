@@ -17,7 +17,7 @@ from data.encode import (
     of_all_lengths,
 )
 from data.gather import Reading, choose_source, load_preferences, read_preferences
-from data.mixture import ReadSettings, read_sources
+from data.mixture import ReadSettings, read_sources, split_share
 from data.prepare import Prepared, Split, prepare
 from data.question import DataError, Preference, Turn
 from data.report import Report, examine

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from data import names
+from data.cells import Cell
 from data.question import DataError
 from data.sample import Sample, opposed, value_of
 
@@ -29,12 +30,11 @@ class Form(NamedTuple):
     listed: tuple[str, ...] = ()  # columns whose texts are JSON lists of texts
     unread: tuple[str, ...] = ()  # columns that are not to be read
 
-    @property
-    def wanted(self) -> list[str]:
-        """Return every column that is read, each once."""
+    def wanted(self, columns: Sequence[str]) -> list[str]:
+        """Return those of a source's columns that are read, or watched, each once."""
         used = [name for several in self.columns.values() for name in several]
-        tops = (name.partition(".")[0] for name in used)
-        return list(dict.fromkeys([*tops, *self.named, *(name for name, _ in self.silent)]))
+        named = (*used, *self.named, *(name for name, _ in self.silent))
+        return list(dict.fromkeys(n if n in columns else n.partition(".")[0] for n in named))
 
 
 def find_answers(
@@ -146,26 +146,36 @@ def _agreed(sample: Sample, forms: Sequence[Form]) -> Form:
 
 def order_in(row: Mapping[str, object], form: Form) -> list[float]:
     """Return numbers that order a row's answers as the form's grades do; [] if they do not."""
-    for role, sign in (("scores", 1.0), ("ranks", -1.0)):
-        if role in form.columns:
-            values = [value_of(row, name) for name in form.columns[role]]
-            values = values[0] if len(values) == 1 and isinstance(values[0], list) else values
-            numbers = [v for v in values if isinstance(v, int | float) or str(v).strip()]
-            try:
-                return [sign * float(number) for number in numbers]
-            except (TypeError, ValueError):
-                return []
-    won = form.winner.get(key_of_value(value_of(row, form.columns["winner"][0])), -1)
-    return [float(i == won) for i in range(len(form.columns["answers"]))] if won >= 0 else []
+    answers = [value_of(row, name) for name in form.columns["answers"]]
+    answers = answers[0] if len(answers) == 1 and isinstance(answers[0], list) else answers
+    if "winner" in form.columns:
+        value = value_of(row, form.columns["winner"][0])
+        said = key_of_value(value)
+        if "-" in form.winner:
+            said = "-" if said.startswith("-") else "+" if said.strip("+0.") else ""
+        authors = [value_of(row, name) for name in form.named] or answers
+        place = authors.index(value) if not form.winner and value in authors else -1
+        place = form.winner.get(said, place)
+        return [float(i == place) for i in range(len(answers))] if place >= 0 else []
+    role = next((role for role in ("scores", "ranks") if role in form.columns), None)
+    values = [value_of(row, name) for name in form.columns[role]] if role else answers
+    values = values[0] if len(values) == 1 and isinstance(values[0], list) else values
+    try:
+        if role is None:  # in the answers themselves
+            return [float(grade or 0) for grade in Cell("", "", values).answers()[1]]
+        return [float(number) * (-1 if role == "ranks" else 1) for number in values]
+    except (TypeError, ValueError, DataError):
+        return []
 
 
 def _how(form: Form) -> str:
-    graded = next(form.columns[r] for r in ("winner", "scores", "ranks") if r in form.columns)
+    roles = ("winner", "scores", "ranks", "answers")
+    graded = next(form.columns[role] for role in roles if role in form.columns)
     return " and ".join(map(repr, graded))
 
 
 def _flag(form: Form) -> str:
-    role = next(r for r in ("winner", "scores", "ranks") if r in form.columns)
+    role = next(r for r in ("winner", "scores", "ranks", "answers") if r in form.columns)
     return names.flag(f"{role}={'+'.join(form.columns[role])}")
 
 
@@ -262,19 +272,20 @@ def _winner(
     if asked and values:
         return asked[0], {value: place for place, value in enumerate(values)}
     found: list[tuple[str, Mapping[str, int]]] = []
-    for name in asked or marks(free):
+    for name in asked or winner_columns(free):
         meaning = _meaning(sample, name, answers, _authors(answers, free))
         if asked and meaning is None:
             raise DataError(unclear(sample, name, answers))
         if meaning or (meaning is not None and not names.of_answers(name)):
             found.append((name, meaning))
-    forms = [_by_winner(answers, *one, (), False) for one in found]
-    if len(answers) > 1 and len(forms) > 1:
+    named = _authors(answers, free)
+    forms = [_by_winner(answers, *one, named, False) for one in found]
+    if len(forms) > 1:
         _agreed(sample, forms)
     return found[0] if found else None
 
 
-def marks(free: Sequence[str]) -> list[str]:
+def winner_columns(free: Sequence[str]) -> list[str]:
     """Return the columns that may say which answer is the better one, the likeliest first."""
 
     def likely(name: str) -> int:

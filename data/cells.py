@@ -58,9 +58,10 @@ class Cell:
             raise self.wrong("a message needs a 'role' and a 'content' of text")
         role = message.get("role", message.get("from"))
         content = message.get("content", message.get("value", message.get("text")))
-        extra = {key: message[key] for key in KEPT if message.get(key)}
+        extra = without_nulls({key: message[key] for key in KEPT if message.get(key)})
         if message.get("reasoning"):
             extra.setdefault("reasoning_content", message["reasoning"])
+        self._check_extra(extra)
         if unread := [key for key in UNREAD if message.get(key)]:
             raise self.wrong(f"a message with {unread[0]!r} cannot be read; put it in 'content'")
         if isinstance(content, list) and content:
@@ -76,6 +77,13 @@ class Cell:
         role = role.lower()
         return Turn(ROLES.get(role, role), self.text(content), _as_json(extra))
 
+    def _check_extra(self, extra: dict[str, Any]) -> None:
+        calls = extra.get("tool_calls", [])
+        if not isinstance(calls, list) or not all(map(_is_call, calls)):
+            raise self.wrong("tool_calls are a list of {'function': {'name': ...}}")
+        if not isinstance(extra.get("reasoning_content", ""), str):
+            raise self.wrong("reasoning_content is a text")
+
     def _parts(self, parts: list[Any]) -> str:
         texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
         said = [text for text in texts if isinstance(text, str)]
@@ -86,7 +94,8 @@ class Cell:
     def said(self, value: Any, listed: bool = False) -> Side:
         """Read a text, a message, a conversation, or a conversation kept as JSON text.
 
-        `listed`: texts are JSON lists of the texts of turns; () stands for more than one.
+        `listed`: texts are JSON lists of texts. A list of several is a conversation of unknown
+        roles, and gives ().
         """
         if isinstance(value, str) and value[:1] in "[{ \n":
             if listed or AS_JSON.match(value):
@@ -135,19 +144,21 @@ class Cell:
         """Read a list of answers, and their grades where they have some of their own."""
         if not isinstance(self.value, list | tuple) or not self.value:
             raise self.wrong("a list of answers is needed")
+        first = self.value[0]
+        key = next(iter(grade_keys(first)), None) if isinstance(first, dict) else None
+        rank = key is not None and bool(set(words(key)) & RANKS)
         sides: list[Side] = []
         grades: list[float | None] = []
         for item in self.value:
-            key = next(iter(grade_keys(item)), None) if isinstance(item, dict) else None
+            if key is not None and (not isinstance(item, dict) or key not in item):
+                raise self.wrong(f"an answer has no {key!r}")
+            grades.append(None if key is None else self.number(item[key], rank))
             if isinstance(item, dict) and not is_message(item):
                 text = next((k for k in TEXT_KEYS if k in item and k != key), None)
                 if text is None:
                     raise self.wrong("an answer needs a 'response'")
-                sides.append(self.said(item[text]))
-            else:
-                sides.append(self.said(item))
-            rank = key is not None and bool(set(words(key)) & RANKS)
-            grades.append(None if key is None else self.number(item[key], rank))
+                item = item[text]
+            sides.append(self.said(item))
         return sides, grades
 
     def number(self, value: Any, rank: bool = False) -> float:
@@ -172,6 +183,19 @@ def shortly(value: Any) -> str:
 def is_message(value: Any) -> bool:
     """Tell whether an object is a message of a conversation."""
     return isinstance(value, Mapping) and bool({"role", "from"} & value.keys())
+
+
+def _is_call(call: Any) -> bool:
+    """Tell whether this is a call of a function: its name, and arguments."""
+    inside = call.get("function", call) if isinstance(call, dict) else None
+    return isinstance(inside, dict) and isinstance(inside.get("name"), str)
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a value without nulls in its objects: Arrow puts one for each key of other rows."""
+    if isinstance(value, dict):
+        return {key: without_nulls(v) for key, v in value.items() if v is not None}
+    return [without_nulls(v) for v in value] if isinstance(value, list) else value
 
 
 def _as_json(extra: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from data.question import REWRITTEN, TRIMMED, DataError, Note, Preference, Turn
+from data.question import CHANGED, REWRITTEN, TRIMMED, DataError, Note, Preference, Turn
 from data.text import Rendered, TextSettings
 
 
@@ -135,12 +135,12 @@ def render_chat(p: Preference, tokenizer: Any, text: TextSettings, frame: Frame)
             own = rendered = _to_last_mark(whole, frame)[len(prompt) :]  # calls end in their way
             ended.append(number)
         same = rendered is not None and _says(whole[len(base) :], answer)
-        if rendered is None or not (same or text.rewritten == "keep"):
+        if not rendered or not (same or text.rewritten == "keep"):
             notes.append(Note(REWRITTEN, f"{p.place} {answer.text[:60]!r}"))
             answers.append(None)
             continue
-        if same and answer.text not in whole:
-            notes.append(Note(TRIMMED, p.place))
+        if not same or answer.text not in whole:
+            notes.append(Note(TRIMMED if same else CHANGED, p.place))
         answers.append(own)
     stop = tokenizer.convert_tokens_to_ids(frame.stop)
     bos = tokenizer.bos_token or ""

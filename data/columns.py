@@ -22,9 +22,9 @@ from data.answers import (
     Values,
     find_answers,
     key_of_value,
-    marks,
     several_answers,
     unclear,
+    winner_columns,
 )
 from data.question import DataError
 from data.sample import Sample, value_of
@@ -110,7 +110,8 @@ def read_given(given: str | None, sample: Sample, source: str, late: bool = Fals
         if role == "winner" and name not in sample.columns and ":" in name:
             name, _, said = name.rpartition(":")
             values = tuple(map(key_of_value, said.split("/")))
-            if len(values) < 2 or "" in values:
+            once = len({*values}) == len(values) > 1 and ("-" in values) == ("+" in values)
+            if "" in values or not once:
                 raise DataError(f"--columns {item!r}: write winner=COLUMN:FIRST/SECOND")
         several = (name,) if name in sample.columns else tuple(name.split("+"))
         if name == "-":
@@ -129,12 +130,12 @@ def read_given(given: str | None, sample: Sample, source: str, late: bool = Fals
             asked[role] = several
         known = [one in sample.columns or bool(sample.values(one)) for one in several]
         if not (any(known) if late and name != "-" else late or all(known)):
-            there = listed(sample.columns)
+            there = quoted(sample.columns)
             raise DataError(f"--columns {item!r}: {source} has the columns {there}")
     return Given(asked, unread, values)
 
 
-def listed(columns: Sequence[str]) -> str:
+def quoted(columns: Sequence[str]) -> str:
     """Return the names of columns, for people."""
     return ", ".join(map(repr, columns)) or "none"
 
@@ -186,7 +187,7 @@ def _listed(sample: Sample, columns: Columns) -> tuple[str, ...]:
 
 def _repeated(sample: Sample, columns: Columns) -> bool:
     """Tell whether the answers' texts begin with the prompt's: transcripts beside their prompt."""
-    sides = [name for role in ("chosen", "rejected") for name in columns.get(role, ())]
+    sides = [name for role in TEXTS[1:] for name in columns.get(role, ())]
     if not sides or len(columns.get("prompt", ())) != 1:
         return False
     hits = []
@@ -207,24 +208,19 @@ def _silent(
     """
     used = {*_used(columns), *unread, *form.named}
     others = [name for name in sample.columns if name not in used]
-    for path in [
-        path for several in columns.values() for path in several
-    ]:  # beside `input.messages`
-        top, dot, _ = path.partition(".")  # what stands beside `input.messages`
-        if dot and path not in sample.columns:
-            keys = dict.fromkeys(key for value in sample.values(top) for key in value)
-            others += [f"{top}.{key}" for key in keys if f"{top}.{key}" not in used]
+    paths = [path for several in columns.values() for path in several]
+    tops = dict.fromkeys(p.partition(".")[0] for p in paths if p not in sample.columns)
+    objects = [(top, v) for top in tops for v in sample.values(top) if isinstance(v, Mapping)]
+    inside = dict.fromkeys(f"{top}.{key}" for top, value in objects for key in value)
+    others += [path for path in inside if path not in used]
     for name in others:
         if set(names.words(name)) & names.MEDIA and not sample.mostly(name, (int, float)):
             raise DataError(
                 f"{name!r} may hold pictures or sound, which are not read; say so: "
                 f"{names.flag(f'{name}=-')}"
             )
-    paths = [path for several in columns.values() for path in several]
     read = ["\n".join(texts_of([value_of(row, n) for n in paths])) for row in sample.rows]
-    few = (
-        6 if "prompt" in columns else 2
-    )  # words of a side column; less where the prompt is unknown
+    few = 6 if "prompt" in columns else 2  # words; fewer where the prompt is unknown
     judged = {name: _says_more(sample, name, read, few) for name in others}
     if holding := [name for name, more in judged.items() if more is True]:
         raise DataError(unclaimed(holding, columns, sample))
@@ -236,10 +232,10 @@ def unclaimed(holding: Sequence[str], columns: Columns, sample: Sample | None = 
     verb, them, are = ("holds", "it", "it is")
     if len(holding) > 1:
         verb, them, are = ("hold", "them", "they are")
-    said = f"{listed(holding)} {verb} text that no role claims, and an answer may rest on {them}; "
+    said = f"{quoted(holding)} {verb} text that no role claims, and an answer may rest on {them}; "
     odd = [name for name in holding if set(name) & set(",+=")]
     if odd:
-        return f"{said}rename {listed(odd)}, whose name --columns cannot spell"
+        return f"{said}rename {quoted(odd)}, whose name --columns cannot spell"
     prompt = columns.get("prompt", ())
     way = ""
     if any(set(names.words(name)) & names.OTHER_ANSWERS for name in holding):
@@ -249,7 +245,7 @@ def unclaimed(holding: Sequence[str], columns: Columns, sample: Sample | None = 
         way = f"join {them} to the prompt: {joined}, or "
         if not prompt:
             way = f"make {them} the prompt: {joined}, or "
-    elif len(holding) == 1 and sample.holds_turns(holding[0]):
+    elif len(holding) == 1 and sample.lists_of(holding[0], (dict,)):
         role = "history" if prompt else "prompt"
         way = f"read {them} as the {role}: {names.flag(f'{role}={holding[0]}')}, or "
     leave = names.flag(",".join(f"{name}=-" for name in holding))
@@ -266,7 +262,7 @@ def _says_more(sample: Sample, name: str, read: Sequence[str], few: int) -> bool
     answers = names.of_answers(name, names.ANSWERS) and sample.lists_of(name, (str, dict, list))
     if names.beside(name, short=not sample.prose(name, few)) or (answers and not is_role):
         return False
-    marking = name in marks([name]) or set(names.words(name)) & names.WORSE
+    marking = name in winner_columns([name]) or set(names.words(name)) & names.WORSE
     if marking and sample.marks(name):
         return False
     news, values = 0, []
@@ -303,17 +299,17 @@ def text_in(value: Any) -> str:
 
 def _advice(sample: Sample, free: Sequence[str]) -> str:
     """Say how a person can tell the better answers from the others; never a way to invert them."""
-    ways, judging = several_answers(sample, free), marks(free)
+    ways, judging = several_answers(sample, free), winner_columns(free)
     for answers in ways:
         marking = [n for n in judging if n not in answers and not sample.mostly(n, (list, dict))]
         if marking:
             return unclear(sample, marking[0], answers)
         said = names.flag(f"answers={'+'.join(answers)},winner=COLUMN")
         return (
-            f"no column is known to say how good the answers in {listed(answers)} are; name the "
+            f"no column is known to say how good the answers in {quoted(answers)} are; name the "
             f"one that does: {said}, or scores= or ranks= in place of winner="
         )
-    there = f"the columns {listed(sample.columns)} do not tell the chosen answer from the rejected"
+    there = f"the columns {quoted(sample.columns)} do not tell the chosen answer from the rejected"
     marked = names.RANKS | names.LABELS
     if judging or any(set(names.words(name)) & marked for name in free):
         return (
@@ -343,8 +339,12 @@ def describe(form: Form, columns: Sequence[str]) -> str:
         f"{role} = {' + '.join(map(repr, several))}" for role, several in form.columns.items()
     )
     answers = form.columns.get("answers", ())
-    if len(answers) > 1 and form.winner:
-        means = (f"{value}: {answers[place]!r}" for value, place in sorted(form.winner.items()))
+    if form.winner:
+        named = dict(enumerate(map(repr, answers))) if len(answers) > 1 else {}
+        means = (
+            f"{value}: {named.get(place, f'answer {place + 1}')}"
+            for value, place in sorted(form.winner.items())
+        )
         read += f" ({', '.join(means)})"
     used = {*_used(form.columns), *form.named}
     ignored = [repr(name) for name in columns if name not in used]

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from data.question import (
     Preference,
 )
 from data.table import ROWS_AT_ONCE, Table, as_notes, count_notes, key_of, open_rows, write_rows
-from data.templates import render
+from data.templates import MARK, render
 from data.text import Rendered, Template, TextSettings
 from data.trees import Tokens, trie_size
 
@@ -157,7 +158,8 @@ def _rows(
     """Encode many questions at once, since the tokenizer works on a list in parallel."""
     numbered = getattr(preferences, "rows", range(len(preferences)))
     frame = chat_frame(tokenizer, text.template_kwargs) if text.template == "chat" else None
-    ends = frozenset(tokenizer.added_tokens_decoder) if text.template == "raw" else frozenset()
+    added = tokenizer.added_tokens_decoder.items() if text.template == "raw" else ()
+    ends = frozenset(i for i, t in added if t.special or re.fullmatch(MARK, t.content))
     bos_id, unknown = tokenizer.bos_token_id, tokenizer.unk_token_id  # slow properties
     items = iter(zip(numbered, watch(preferences, "Encoding", len(preferences)), strict=True))
     bad = BadRows(text.skip_bad)
@@ -246,7 +248,7 @@ def _row(p: Preference, question: EncodedQuestion, unknown: int | None) -> dict[
         "category": question.category,
         "grades": question.grades,
         "place": p.place,
-        "ids_key": text_key(repr(question[:4]) + repr(question.grades or "")),
+        "ids_key": text_key(f"{question[:4]}{question.grades or ''}"),
         "key": text_key(loosely("\n".join([*asked, p.prompt]))),
         "chosen_key": text_key(loosely(p.chosen)),
         "pairs": len(pairs),

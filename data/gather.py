@@ -58,6 +58,7 @@ class Reading(NamedTuple):
     columns: str  # which column was read as what
     key: str = ""  # of a large source; changes when the source or its reading does
     parts: tuple[tuple[str, int], ...] = ()  # of several sources, how many questions each gave
+    content: Callable[[], str] = str  # names the source's content and how it is read
 
     @property
     def small(self) -> bool:
@@ -107,24 +108,20 @@ def read_preferences(
         DataError: as `load_preferences`.
     """
     opened = open_source(source)
-    state = opened.state()
     form = recognise(opened.columns, opened.first, columns, source, every, opened.late)
     large = folder is not None and opened.size >= SMALL
-    key = key_of(source, opened.key(), form, skip_bad) if large else ""
+
+    def content() -> str:
+        return key_of(source, opened.key(), form, skip_bad)
+
+    key = content() if large else ""
     file = folder / f"{key}.questions.arrow" if folder and large else None
-    questions = open_rows(file)
-    if questions is None:
-        with tempfile.TemporaryDirectory(prefix="trie-dpo-", dir=_beside(file)) as scratch:
-            first = file and Path(scratch) / "rows.arrow"
-            parsed = _parsed(opened, form, BadRows(skip_bad), watch)
-            rows = write_rows(parsed, text_features(), first)
-            if opened.state() != state:
-                raise DataError(f"{source} changed while it was read; start again")
-            questions = write_rows(settled(rows, watch), text_features(), file)
+    parsed = _parsed(source, opened, form, BadRows(skip_bad), watch)
+    questions = open_rows(file) or gathered(parsed, file, watch)
     table = Table(questions, as_preference, with_pairs(questions))
     if not len(table):
         raise DataError(f"{source} holds no question{_why_none(questions, form)}")
-    return Reading(source, table, describe(form, opened.columns), key)
+    return Reading(source, table, describe(form, opened.columns), key, content=content)
 
 
 def with_pairs(questions: Any) -> Any:
@@ -144,6 +141,14 @@ def _why_none(questions: Any, form: Form) -> str:
             f"{prompts} prompts none has a better and a worse one ({left}); bring rows with both"
         )
     return f" to train on: {left}" if left else ""
+
+
+def gathered(rows: Iterable[dict[str, Any]], file: Path | None, watch: Watch) -> Any:
+    """Bring the rows of each prompt together and settle them; keep the questions in `file`."""
+    with tempfile.TemporaryDirectory(prefix="trie-dpo-", dir=_beside(file)) as scratch:
+        first = file and Path(scratch) / "rows.arrow"
+        written = write_rows(rows, text_features(), first)
+        return write_rows(settled(written, watch), text_features(), file)
 
 
 def _beside(file: Path | None) -> Path | None:
@@ -227,10 +232,6 @@ def settle(rows: Sequence[Preference]) -> list[Parsed]:
     stands among the correct and the rejected ones, as two of TruthfulQA's do, is trained against.
     Rows of a single graded answer make one question together.
     """
-    if len(rows) == 1 and not rows[0].correct and not rows[0].extras:
-        p = rows[0]
-        if p.rejected and len({p.chosen, *p.rejected}) == 1 + len(p.rejected):
-            return [(p, [])]  # as most are
     single = [p for p in rows if len(p.grades) == 1 and not p.rejected]
     if single:
         return _settle_single(single)
@@ -283,9 +284,11 @@ def _settle_single(rows: Sequence[Preference]) -> list[Parsed]:
     return [one.question(next((p.category for p in rows if p.category), ""))]
 
 
-def _parsed(opened: Source, form: Form, bad: BadRows, watch: Watch) -> Iterator[dict[str, Any]]:
-    unread = _Unread(form, opened.columns)
-    for place, row in watch(opened.rows(form.wanted), "Reading rows", None):
+def _parsed(
+    source: str, opened: Source, form: Form, bad: BadRows, watch: Watch
+) -> Iterator[dict[str, Any]]:
+    unread, state = _Unread(form, opened.columns), opened.state()
+    for place, row in watch(opened.rows(form.wanted(opened.columns)), "Reading rows", None):
         bad.rows += 1
         try:
             if isinstance(row, DataError):
@@ -296,6 +299,8 @@ def _parsed(opened: Source, form: Form, bad: BadRows, watch: Watch) -> Iterator[
         else:
             unread.look(place, row)
         yield _row(preference, notes, place)
+    if opened.state() != state:
+        raise DataError(f"{source} changed while it was read; start again")
     bad.check()
     unread.check(bad.rows)
 
@@ -304,7 +309,7 @@ class _Unread:
     """Watches the columns that no role claims: text may come in later rows."""
 
     def __init__(self, form: Form, columns: Sequence[str]) -> None:
-        self.form, self.known = form, {*columns, *form.unread, *form.wanted}
+        self.form, self.known = form, {*columns, *form.unread, *form.wanted(columns)}
         self.changed: dict[str, list[str]] = {}  # a column that was constant -> where it was not
 
     def look(self, place: str, row: dict[str, Any]) -> None:
@@ -344,6 +349,9 @@ def settled(rows: Any, watch: Watch) -> Iterator[dict[str, Any]]:
     in_order = iter(everything.select(np.concatenate(groups)))
     together = (list(itertools.islice(in_order, len(group))) for group in groups)
     for group in watch(together, "Gathering questions", len(groups)):
+        if len(group) == 1 and _is_settled(group[0]):
+            yield group[0]
+            continue
         noted = [note for row in group for note in row["notes"]]
         left = sum(row["rows"] for row in group)
         same: dict[Any, list[Preference]] = {}  # by the text itself: a key might collide
@@ -362,6 +370,13 @@ def settled(rows: Any, watch: Watch) -> Iterator[dict[str, Any]]:
             left -= count
             yield {**row, "notes": [*noted, *row["notes"]], "rows": count}
             noted = []
+
+
+def _is_settled(row: dict[str, Any]) -> bool:
+    """Tell whether a row is a question as it stands, as most are that have a prompt alone."""
+    answers = [row["chosen"], *row["rejected"]]
+    plain = not row["correct"] and not row["more"] and len(answers) > 1
+    return not row["prompt"] or (plain and len(set(answers)) == len(answers))
 
 
 def _row(preference: Preference | None, notes: Iterable[Note], place: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Several sources as one: a share of each, and every question once."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,15 +12,15 @@ from data.gather import (
     Reading,
     Watch,
     as_preference,
+    gathered,
     read_preferences,
-    settled,
     text_key,
     unwatched,
     with_pairs,
 )
 from data.question import DataError
 from data.sources import open_source
-from data.table import Table, key_of, open_rows, text_features, write_rows
+from data.table import Table, key_of, open_rows
 
 
 class ReadSettings(NamedTuple):
@@ -52,7 +53,7 @@ def read_sources(
     Raises:
         DataError: as `read_preferences`, or a share is none, or more than there is.
     """
-    named = [_share(source) for source in sources]
+    named = [split_share(source) for source in sources]
     if len(named) == 1 and named[0][1] is None:
         columns, skip_bad, every, _ = settings
         return read_preferences(named[0][0], columns, folder, watch, skip_bad, every)
@@ -66,10 +67,16 @@ def read_sources(
     return _joined(readings, folder, watch)
 
 
-def _share(source: str) -> tuple[str, float | int | None]:
-    """Return a source and how much of it is meant; a file of the whole name is that file."""
+def split_share(source: str) -> tuple[str, float | int | None]:
+    """Return a source and how much of it is meant; a file of the whole name is that file.
+
+    Raises:
+        DataError: there is no such share.
+    """
     name, _, number = source.rpartition(":")
-    if not name or Path(source).expanduser().exists() or not re.fullmatch(r"\d*\.?\d+", number):
+    if not name or os.path.exists(os.path.expanduser(source)):
+        return source, None
+    if not re.fullmatch(r"\d*\.?\d+", number):
         return source, None
     if number in ("0", "1") or ("." in number and not 0 < float(number) <= 1):
         raise DataError(
@@ -90,6 +97,8 @@ def _columns_of_each(sources: Sequence[str], columns: str | None) -> list[str | 
     opened = [open_source(source) for source in sources]
     there = [one.columns for one in opened]
     items = [item.strip() for item in columns.split(",")]
+    if malformed := [item for item in items if not item.partition("=")[2]]:
+        raise DataError(f"--columns {malformed[0]!r}: write ROLE=COLUMN, or COLUMN=-")
     fits = [[_fits(item, names) for item in items] for names in there]
     for item, *has in zip(items, *fits, strict=True):
         if not any(has):
@@ -112,6 +121,8 @@ def _drawn(reading: Reading, share: float | int | None, seed: int) -> Reading:
     wanted = max(1, round(count * wanted)) if isinstance(wanted, float) else wanted
     if wanted > count:
         raise DataError(f"--data {reading.source}:{wanted}: it has {count} questions; ask for less")
+    if wanted == count:
+        return reading._replace(parts=((reading.source, count),))
     drawn = np.random.default_rng(seed).permutation(count)[:wanted]
     chosen = reading.preferences.select(np.sort(drawn))
     return reading._replace(preferences=chosen, parts=((reading.source, wanted),))
@@ -123,19 +134,11 @@ def _joined(readings: Sequence[Reading], folder: Path | None, watch: Watch) -> R
     columns = "; ".join(f"{r.source}: {r.columns}" for r in readings)
     parts = tuple(part for reading in readings for part in reading.parts)
     large = folder is not None and not all(reading.small for reading in readings)
-    keys = [r.key or open_source(r.source).key() for r in readings] if large else []
+    keys = [r.content() for r in readings] if large else []
     key = key_of(keys, [r.preferences.rows.tolist() for r in readings] if large else [], columns)
     file = folder / f"{key}.questions.arrow" if folder and large else None
-    questions = open_rows(file)
-    if questions is None:
-        rows = (row for reading in readings for row in _rows_of(reading))
-        scratch = file and file.with_suffix(".rows.arrow")
-        questions = write_rows(
-            settled(write_rows(rows, text_features(), scratch), watch), text_features(), file
-        )
-        if scratch:
-            scratch.unlink()
-            scratch.with_suffix(".sha256").unlink()
+    rows = (row for reading in readings for row in _rows_of(reading))
+    questions = open_rows(file) or gathered(rows, file, watch)
     table = Table(questions, as_preference, with_pairs(questions))
     if not len(table):
         raise DataError(f"{names} hold no question to train on")
@@ -143,10 +146,12 @@ def _joined(readings: Sequence[Reading], folder: Path | None, watch: Watch) -> R
 
 
 def _rows_of(reading: Reading) -> Iterator[dict[str, Any]]:
-    """Yield the questions of a reading, and every row that it left out, with its notes."""
-    dataset = reading.preferences.dataset
-    left_out = np.setdiff1d(np.arange(len(dataset)), with_pairs(dataset))
-    for row in Table(dataset, dict, np.union1d(reading.preferences.rows, left_out)):
+    """Yield the questions of a reading, and if it is whole the rows that it left out, too."""
+    dataset, kept = reading.preferences.dataset, reading.preferences.rows
+    with_a_pair = with_pairs(dataset)
+    if len(kept) == len(with_a_pair):  # all of it: with what was left out
+        kept = np.arange(len(dataset))
+    for row in Table(dataset, dict, kept):
         if not row["rejected"]:  # it is settled: its notes alone remain
             row |= {"prompt": "", "prompt_key": text_key(f"{row['place']} {row['chosen']}")}
         yield row

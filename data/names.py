@@ -1,4 +1,4 @@
-"""What columns are called in the data sets people use: lists of words, and no decisions."""
+"""What columns are called in the data sets people use: lists of words, and how they are met."""
 
 import re
 import shlex
@@ -49,11 +49,11 @@ SCORES = frozenset(
 )
 # Words of a score that say whose or which it is. Any other, as `toxicity`, might turn it round.
 OF_SCORES = frozenset(
-    "overall avg average mean total final all rm pm human llm gpt gpt4 judge model models "
+    "overall avg average mean total final all is rm pm human llm gpt gpt4 judge model models "
     "helpfulness quality preference preferred elo normalized".split()
 )
 OVERALL = frozenset("overall total final".split())
-LABELS = SCORES | frozenset("label labels tag desirable thumbs good kto up is".split())
+LABELS = SCORES | frozenset("label labels tag desirable thumbs good kto up preferred".split())
 FIRST_LABELS = ("label", "labels", "kto_tag")  # before any other
 WORSE = frozenset(
     "not less least worse worst rejected bad lost loser loses losing dispreferred negative".split()

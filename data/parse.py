@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data.answers import Form, key_of_value
-from data.cells import Cell, Side, Turns
+from data.cells import Cell, Side, Turns, without_nulls
 from data.names import RANKS, is_tie, plain, words
 from data.question import (
     EMPTY,
@@ -47,14 +47,7 @@ def parse_row(place: str, row: Mapping[str, Any], form: Form) -> Parsed:
     """
     cells = _cells(place, row, form)
     truthfulqa = form.kind == "pairs" and plain(cells["chosen"][0].column) == "best_answer"
-    if form.kind == "pairs":
-        found = _pair(cells, truthfulqa, form)
-    elif form.kind == "graded":
-        found = _graded(cells, row, form)
-    else:
-        cell, label = cells["completion"][0], cells["label"][0]
-        worth = label.number(label.value, rank=bool(set(words(label.column)) & RANKS))
-        found = Answers([cell.said(cell.value, cell.column in form.listed)], [worth], [cell])
+    found = _answers(cells, row, form)
     if not found.sides:
         return None, [Note(TIED, place)]
     prompt = _prompt(cells["prompt"], form) if "prompt" in cells else None
@@ -102,16 +95,29 @@ def parse_row(place: str, row: Mapping[str, Any], form: Form) -> Parsed:
     return preference, notes
 
 
+def _answers(cells: Cells, row: Mapping[str, Any], form: Form) -> Answers:
+    if form.kind == "pairs":
+        return _pair(cells, form)
+    if form.kind == "graded":
+        return _graded(cells, row, form)
+    cell, label = cells["completion"][0], cells["label"][0]
+    worth = label.number(label.value, rank=bool(set(words(label.column)) & RANKS))
+    return Answers([cell.said(cell.value, cell.column in form.listed)], [worth], [cell])
+
+
 def _cells(place: str, row: Mapping[str, Any], form: Form) -> Cells:
+    cells: Cells = {}
     for role, several in form.columns.items():
+        first = several[0]
+        if len(several) == 1 and first in row:
+            cells[role] = [Cell(place, first, row[first])]
+            continue
         there = [name in row or name.partition(".")[0] in row for name in several]
         if role not in MAY_LACK and not (any(there) if role == "prompt" else all(there)):
             lacking = several[there.index(False)]
             raise DataError(f"{place}: no {lacking!r}, which is the {role}; add it")
-    return {
-        role: [Cell(place, name, value_of(row, name)) for name in several]
-        for role, several in form.columns.items()
-    }
+        cells[role] = [Cell(place, name, value_of(row, name)) for name in several]
+    return cells
 
 
 def _behind(prompt: str, side: Side) -> Side:
@@ -119,10 +125,11 @@ def _behind(prompt: str, side: Side) -> Side:
     return side.removeprefix(prompt) if isinstance(side, str) else side
 
 
-def _pair(cells: Cells, truthfulqa: bool, form: Form) -> Answers:
+def _pair(cells: Cells, form: Form) -> Answers:
     better, (worse, *others) = cells["chosen"][0], cells["rejected"]
     chosen = better.sides(listed=better.column in form.listed)
-    rejected = worse.sides(truthfulqa, worse.column in form.listed)
+    semicolons = [plain(c.column) for c in (better, worse)] == ["best_answer", "incorrect_answers"]
+    rejected = worse.sides(semicolons, worse.column in form.listed)
     rejected += [side for cell in others for side in cell.sides()]
     if len(chosen) != 1:
         raise better.wrong("one chosen answer is needed")
@@ -172,6 +179,8 @@ def _winner(cell: Cell, sides: Sequence[Side], row: Mapping[str, Any], form: For
     if value is None or not said or is_tie(said) or form.ties:
         return None
     named = [row.get(name) for name in form.named] if form.named else list(sides)
+    if form.named and named.count(value) > 1:
+        return None  # one author of both
     if not means and value in named:
         return named.index(value)
     raise cell.wrong("it names none of the answers")
@@ -247,7 +256,7 @@ def _tools(cell: Cell) -> str:
             raise cell.wrong(f"no valid JSON ({error})") from None
     if tools is not None and not isinstance(tools, list):
         raise cell.wrong("tools are a list of functions")
-    return json.dumps(tools, ensure_ascii=False, sort_keys=True) if tools else ""
+    return json.dumps(without_nulls(tools), ensure_ascii=False, sort_keys=True) if tools else ""
 
 
 def _with_system(history: Turns, cell: Cell) -> Turns:

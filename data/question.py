@@ -71,6 +71,7 @@ ON_BOTH_SIDES = "answers listed as correct and as incorrect, trained against, in
 NO_PAIR = "questions that have no pair left, left out"
 SAME_TOKENS = "rejected answers with the tokens of the chosen one, left out"
 REWRITTEN = "answers that the chat template rewrites, left out; --rewritten keep takes what it says"
+CHANGED = "answers that the chat template changes, taken as it has them"
 TRIMMED = "answers that the chat template trims, taken as it trims them"
 NO_TOKENS = "texts with names of control tokens that the tokenizer has not, read as letters"
 TOO_LONG = "questions longer than --max-length, left out"

@@ -61,8 +61,8 @@ def losses_of(readings: Sequence[Reading], encodings: Sequence[Encoding]) -> lis
     noted = [text for _, text in _notes(readings, encodings)]
     if not noted:
         return []
-    few = "" if kept > MANY * read else "FEW ROWS WERE KEPT: "
-    return [f"{few}{kept:,} of {read:,} rows kept ({kept / max(read, 1):.0%})", *noted]
+    few = "" if kept > MANY * read else "FEW ROWS: "
+    return [f"{few}{kept:,} of {read:,} rows ({kept / max(read, 1):.0%})", *noted]
 
 
 def _rows_kept(reading: Reading, encoding: Encoding) -> int:
@@ -106,7 +106,7 @@ def examine(
     fewer = tokens["as_pairs"] / tokens["as_tries"]
     named = ", held out: ".join(reading.source for reading in readings)
     lines = [
-        ("data", f"{named}: {len(questions):,} questions, {pairs.sum():,} pairs, "
+        ("data", f"{named}: {_count(len(questions), 'question')}, {_count(pairs.sum(), 'pair')}, "
                  f"{pairs.mean():.1f} to a question ({pairs.min()} to {pairs.max()})"),
         *(("read as", reading.columns) for reading in readings),
         *_form_lines(some, settings),
@@ -163,6 +163,10 @@ def _form_lines(some: Table[Preference], settings: TextSettings) -> list[tuple[s
     return lines
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
+
+
 def _spread(values: Any) -> str:
     return f"{np.median(values):.0f} ({values.min()} to {values.max()})"
 
@@ -178,8 +182,8 @@ def _across(
         int(np.isin(new.column(name), seen.column(name)).sum()) for name in ("key", "chosen_key")
     )
     return (
-        f"{len(held_out):,} questions; {prompts} of their prompts and {answers} of their chosen "
-        "answers are also trained on (compared without case, spacing and punctuation)"
+        f"{_count(len(held_out), 'question')}; {prompts} of their prompts and {answers} of their "
+        "chosen answers are also trained on (compared without case, spacing and punctuation)"
     )
 
 

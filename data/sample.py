@@ -33,7 +33,7 @@ class Sample:
         return [v for v in found if v is not None and v != "" and v != []]
 
     def mostly(self, column: str, kinds: type | tuple[type, ...]) -> bool:
-        """Tell whether more than half of the values are of this kind; so they are where none is."""
+        """Tell whether more than half of the values are of this kind; true if there is no value."""
         values = self.values(column)
         fit = [isinstance(v, kinds) and not isinstance(v, bool) for v in values]
         return 2 * sum(fit) > len(fit) or not fit
@@ -77,7 +77,7 @@ class Sample:
         return bool(hits) and all(hits)
 
     def inside(self, column: str, keys: Sequence[str]) -> str:
-        """Return the path of what is meant within an object; the column itself, if it is none."""
+        """Return `column.key` for the first of the keys that its objects have, else the column."""
         values = self.values(column)
         if values and all(isinstance(value, dict) for value in values):
             there = (key for key in keys if any(key in value for value in values))

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.cells import is_message, shortly
 from data.question import DataError
 
 BUILTIN = Path(__file__).with_name("misconceptions.csv")
@@ -231,7 +232,7 @@ def _json(path: Path, wanted: list[str] | None) -> Iterator[Placed]:
 
 
 def _no_object(value: Any, place: str) -> DataError:
-    return DataError(f"{place}: {_short(value)} is no object; rows look like {{...}}")
+    return DataError(f"{place}: {shortly(value)} is no object; rows look like {{...}}")
 
 
 def _single_value(path: Path) -> list[Any] | None:
@@ -263,14 +264,10 @@ def _rows_of(value: Any) -> list[Any]:
         if not all(map(str.isdigit, columns[0])):
             return columns  # rows by name
         columns = [list(c.values()) for c in columns]  # as pandas writes it: by row number
-    told = all(isinstance(c, list) and c and not _is_message(c[0]) for c in columns)
+    told = all(isinstance(c, list) and c and not is_message(c[0]) for c in columns)
     if columns and told and len({len(c) for c in columns}) == 1:
         return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
     return [value]
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and bool({"role", "from"} & value.keys())
 
 
 def _loads(text: str, place: str) -> Any:
@@ -321,11 +318,6 @@ def _parquet(path: Path, wanted: list[str] | None) -> Iterator[Placed]:
 def _shown(path: Path) -> str:
     """Return a path that can be printed and stored, whatever bytes its name has."""
     return os.fsencode(path).decode("utf-8", "replace")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _folder(path: Path) -> Source:

@@ -55,7 +55,9 @@ def render(
     if text.template in ("plain", "chat") and not any(formats):
         _check_untemplated(preference)
     if text.template == "chat":
-        return render_chat(preference, tokenizer, text, frame or chat_frame(tokenizer))
+        return render_chat(
+            preference, tokenizer, text, frame or chat_frame(tokenizer, text.template_kwargs)
+        )
     stop = tokenizer.eos_token_id
     if stop is None:
         raise DataError("the tokenizer defines no EOS token, so answers could not be ended")

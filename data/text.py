@@ -9,7 +9,7 @@ Template = Literal["plain", "chat", "none", "raw"]
 Truncate = Literal["drop", "prompt", "never"]
 Rewritten = Literal["drop", "keep"]
 PairsOf = Literal["best", "all"]
-BadRows = Literal["skip", "stop"]
+OnBadRows = Literal["skip", "stop"]
 
 
 class TextSettings(NamedTuple):

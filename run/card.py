@@ -31,7 +31,11 @@ LEFT_OUT = (
     "model", "revision", "data", "eval_data", "device", "save_every", "keep", "skip_nonfinite",
     "merge", "tracker",
 )  # fmt: skip
-HOLD_IT = ("truthfulqa", "truthful_qa", "ultrafeedback")  # whose prompts are TruthfulQA's, too
+WITH_TRUTHFULQA = (
+    "truthfulqa",
+    "truthful_qa",
+    "ultrafeedback",
+)  # whose prompts are TruthfulQA's, too
 PATHS = ("adapter", "chat_template")  # whose folders are nobody's business
 
 
@@ -120,13 +124,15 @@ def model_card(
         repo=repr(repo),
         data=_counted(trained),
         apart=_counted(apart),
-        contaminated=any(name in source.lower() for source in config["data"] for name in HOLD_IT),
+        contaminated=any(
+            name in source.lower() for source in config["data"] for name in WITH_TRUTHFULQA
+        ),
         gemma_terms=lora.GEMMA_TERMS,
         adapter_only=adapter_only,
         config=config,
         facts=facts,
         results=results,
-        measures=MEASURES,
+        measures={k: v for k, v in MEASURES.items() if k in results.get("before", {})},
         check=check,
         drift=drift,
         remark=dpo.remark(drift) if drift else "",

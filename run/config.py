@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from data import TextSettings
+from data import TextSettings, split_share
 from data.batches import BatchBy, Shuffle, WeightBy
-from data.text import BadRows, PairsOf, Rewritten, Template, Truncate
+from data.text import OnBadRows, PairsOf, Rewritten, Template, Truncate
 from dpo import Divergence, Loss, Measure, Schedule, check_loss
 from lora.base.checkpointing import Checkpointing
 from lora.base.compiling import Compile
@@ -110,10 +110,10 @@ class Config:
         0.2, "share of the questions held out; 0 trains on all and measures nothing",
         "0 or more and below 1",
     )  # fmt: skip
-    bad_rows: BadRows = flag("skip", "leave out rows that cannot be read, up to 5%%, or stop")
+    bad_rows: OnBadRows = flag("skip", "leave out rows that cannot be read, up to 5%%, or stop")
     pairs: Literal["auto", PairsOf] = flag(
-        "auto", "the best answer against each of lower grade, or all against each of lower grade; "
-        "auto: best, for --loss ranking all"
+        "auto", "compare the best answer, or every answer, with each of lower grade; auto: all for "
+        "--loss ranking, else best"
     )  # fmt: skip
     template: Literal["auto", Template] = flag(
         "auto", "how a question becomes text; none: as it stands, raw: control tokens in it obeyed"
@@ -127,7 +127,7 @@ class Config:
         None, "tokens of prompt and answer; default the model's own", "2 or more"
     )
     truncate: Truncate = flag(
-        "drop", "longer questions, cut the beginning of their prompt, or stop"
+        "drop", "what to do with longer questions: drop them, cut their prompt's beginning, or stop"
     )
     shuffle: Shuffle = flag("questions", "what is shuffled: whole questions or single pairs")
 
@@ -150,7 +150,9 @@ class Config:
     )
     compile: Compile = flag("auto", "torch.compile the layers; auto: where many steps make it pay")
     shard: Shard = flag("auto", "split the base over torchrun's processes; auto: if too large")
-    seed: int = flag(0, "of the split, the order, A and the dropout", "0 or more and below 2^63")
+    seed: int = flag(
+        0, "of the shares, the split, the order, A and the dropout", "0 or more and below 2^63"
+    )
 
     output_dir: str | None = flag(None, "a new folder; default runs/DATE-TIME", group="run")
     save_every: int = flag(50, "optimizer steps between checkpoints", "1 or more")
@@ -216,7 +218,7 @@ class Config:
             "--eval-every needs questions to measure: an --eval-fraction above 0, or --eval-data":
                 self.eval_every and not self.eval_fraction and not self.eval_data,
             "--chat-template and --template-kwargs are for --template chat":
-                self.template not in ("auto", "chat")
+                (self.template not in ("auto", "chat") or self.prompt_format or self.answer_format)
                 and (self.chat_template or self.template_kwargs),
             "--reference-sync moves a reference that --reference-free does without":
                 self.reference_sync and self.reference_free,
@@ -307,7 +309,8 @@ class Config:
         """
         changed = []
         for name, value in self.settings().items():
-            before = earlier.get(name, value)
+            before: Any = earlier.get(name, value)
+            before = [before] if name == "data" and isinstance(before, str) else before
             grown = name in ("epochs", "max_steps") and (value or math.inf) >= (before or math.inf)
             if value != before and name not in MAY_CHANGE and not grown:
                 changed.append(f"{_flag(name)} was {before} and is {value}")
@@ -393,12 +396,10 @@ def _whole_path(name: str | None) -> str | None:
     """Return the whole path of what lies here, also of a share of it (`FILE:0.5`)."""
     if name in (None, *KEYWORDS) or name is None:
         return name
-    path, colon, share = name.rpartition(":")
-    local = Path(name).expanduser()
-    if local.exists() or not colon:
-        return str(local.resolve()) if local.exists() else name
+    path, share = split_share(name)
     local = Path(path).expanduser()
-    return f"{local.resolve()}:{share}" if path and local.exists() else name
+    whole = str(local.resolve()) if local.exists() else path
+    return whole if share is None else f"{whole}:{name.rpartition(':')[2]}"
 
 
 def _run_folder(resume: str, output_dir: str | None) -> Path:

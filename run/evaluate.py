@@ -87,14 +87,14 @@ def _asked_for(args: argparse.Namespace) -> tuple[Config, str | Path | None, boo
     given = {name: getattr(args, name) for name in ("data", "columns", "dtype", "device")}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value}
     if args.data:
-        changes |= {"data": tuple(args.data), "eval_data": ()}
+        changes |= {"data": tuple(args.data), "eval_data": (), "columns": args.columns}
     own = finished and not args.data
     if args.eval_fraction is not None:
         if own:
             raise UsageError("--eval-fraction is the run's own; it goes with --data")
         changes |= {"eval_fraction": args.eval_fraction, "seed": args.seed}
     elif not own:
-        changes |= {"eval_fraction": 0.0}  # all of them
+        changes |= {"eval_fraction": 0.0, "eval_every": None}  # all of them
     if args.prompt == "truthfulqa":
         changes |= {
             "template": "plain", "prompt_format": TRUTHFULQA_PROMPT, "answer_format": " {}",

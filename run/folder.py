@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from platformdirs import user_cache_path
 
+from data import split_share
 from dpo import curves_figure
 from lora.files import PART, whole, write_text
 from run.errors import UsageError
@@ -63,7 +64,8 @@ def claimed(name: str | None, resume: bool = False, private: bool = False) -> It
 
 def others_may_not_read(*sources: str | None) -> bool:
     """Tell whether one of these files or folders, if local, is closed to other users."""
-    paths = [Path(source).expanduser() for source in sources if source]
+    named = (split_share(source)[0] for source in sources if source)
+    paths = [Path(os.path.expanduser(name)) for name in named]
     return any(path.exists() and not path.stat().st_mode & 0o004 for path in paths)
 
 

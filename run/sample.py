@@ -63,7 +63,8 @@ def _encoded(
 ) -> list[data.EncodedQuestion]:
     """Return prompts as token ids; the answers that a question needs are never read."""
     asked = [data.Preference(prompt, "yes", ("no",)) for prompt in prompts]
-    return list(data.encode(asked, tokenizer, text).questions)
+    strict = text._replace(truncate="never", skip_bad=False)  # none is left out
+    return list(data.encode(asked, tokenizer, strict).questions)
 
 
 def _show(texts: Sequence[str], answers: Sequence[tuple[dpo.Sample, dpo.Sample]]) -> None:

@@ -9,7 +9,7 @@ from conftest import CHAT_TEMPLATE, small_tokenizer
 from data import DataError, Preference, TextSettings, Turn, encode
 from data.chat import chat_frame
 from data.encode import _guarded
-from data.question import REWRITTEN, TRIMMED
+from data.question import CHANGED, REWRITTEN, TRIMMED
 from data.templates import render
 from lora import load_tokenizer
 
@@ -227,7 +227,7 @@ def test_an_answer_that_a_template_changes_is_left_out_or_taken_as_it_says():
     kept = encode([BATS], tokenizer, CHAT._replace(rewritten="keep"))
     (q,) = kept.questions
     assert [tokenizer.decode(a) for a in q.answers] == [said[0], "Bats are<end>", *said[1:]]
-    assert not kept.notes
+    assert kept.notes == {CHANGED: (1, [""])}
 
 
 def test_a_chosen_answer_that_a_template_changes_takes_its_question_with_it():

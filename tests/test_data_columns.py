@@ -140,7 +140,7 @@ def test_a_winner_may_be_the_name_of_an_author_or_the_answers_own_text():
     row = {"prompt": "Why?", **ANSWERS, "model_a": "bat-1", "model_b": "bat-2", "winner": "bat-2"}
     found = form(row, row | {"winner": "bat-1"})
     assert (found.winner, found.named) == ({}, ("model_a", "model_b"))
-    assert set(found.wanted) == set(row)
+    assert set(found.wanted(list(row))) == set(row)
     found = form({"prompt": "Why?", **ANSWERS, "better": "No"})
     assert (found.winner, found.named) == ({}, ())
     assert "nothing says" in refused({"prompt": "Why?", **ANSWERS, "better": "Maybe"})
@@ -263,7 +263,7 @@ def test_text_that_no_role_claims_is_refused_with_both_ways_on():
         "context=-"
     )
     assert columns(CONTEXT, given="prompt=prompt+context")["prompt"] == ("prompt", "context")
-    assert "context" not in form(CONTEXT, given="context=-").wanted
+    assert "context" not in form(CONTEXT, given="context=-").wanted(list(CONTEXT))
     two = CONTEXT | {"passage": "Lead is heavy."}
     assert "'context', 'passage' hold text" in refused(two)
     assert "--columns context=-,passage=-" in refused(two)
@@ -286,7 +286,7 @@ def test_what_says_nothing_more_than_the_row_is_left_unread(value):
 def test_well_known_side_columns_are_left_unread():
     row = {k: v for k, v in CONTEXT.items() if k != "context"}
     for name in ("source", "prompt_id", "annotator_note", "model", "score_chosen"):
-        assert name not in form(row | {name: "some words"}).wanted
+        assert name not in form(row | {name: "some words"}).wanted([*row, name])
 
 
 def test_text_that_only_a_few_rows_have_is_text_all_the_same():
@@ -312,7 +312,7 @@ def test_text_that_is_the_same_in_nearly_every_row_tells_no_answer_apart():
 def test_columns_without_any_text_yet_are_watched():
     row = CONTEXT | {"context": None, "source": None}
     found = form(row)
-    assert found.wanted == ["prompt", "chosen", "rejected", "context"]
+    assert found.wanted(list(CONTEXT)) == ["prompt", "chosen", "rejected", "context"]
 
 
 def test_a_column_that_later_rows_bring_counts_if_it_has_text_that_matters():

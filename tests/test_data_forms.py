@@ -387,7 +387,10 @@ def test_the_command_shows_a_form_as_it_is_trained_on(run, model, capsys):
     name, flags, questions, pairs, texts = run
     assert main(["data", str(FORMS / name), "--model", str(model), *flags]) == 0
     said = shown(capsys.readouterr().out)
-    assert f"{name}: {questions} questions, {pairs} pairs" in dict(said)["data"]
+    counted = (
+        f"{n} {noun}{'s' * (n != 1)}" for n, noun in ((questions, "question"), (pairs, "pair"))
+    )
+    assert f"{name}: {', '.join(counted)}" in dict(said)["data"]
     first = [heading for heading, _ in said].index("example")
     (_, prompt), (_, chosen), (_, rejected) = said[first : first + 3]
     assert (prompt, text_of(chosen), text_of(rejected)) == texts

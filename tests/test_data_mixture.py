@@ -206,7 +206,7 @@ def test_large_sources_are_stored_together_and_read_the_same_again(
     kept = sorted(path.name for path in store.iterdir())
     assert len(kept) == 6 and not [name for name in kept if "rows" in name]  # 3 tables, 3 digests
 
-    for name in ("data.gather.parse_row", "data.mixture.settled"):  # nothing is done again
+    for name in ("data.gather.parse_row", "data.mixture.gathered"):  # nothing is done again
         monkeypatch.setattr(name, None)
     again = read_sources([f"{ten}:4", four], folder=store)
     assert (triples(again), again.key, again.rows) == (triples(first), first.key, first.rows)

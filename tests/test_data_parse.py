@@ -309,7 +309,7 @@ def test_ultrafeedback_itself_scores_its_completions():
         ("Yes!",),
     )
     assert notes == []
-    with pytest.raises(DataError, match="'completions'.*needs a score or a rank"):
+    with pytest.raises(DataError, match="'completions'.*an answer has no 'overall_score'"):
         read({"instruction": "Why?", "completions": [*completions, {"response": "So"}]})
 
 
@@ -429,3 +429,100 @@ def test_columns_say_what_names_do_not_tell():
     row = {"ask": "Why?", "good": "Yes", "bad": ["No"], "prompt": "not this one"}
     p, _ = read(row, "prompt=ask, chosen=good,rejected=bad,prompt=-")
     assert (p.prompt, p.chosen, p.rejected) == ("Why?", "Yes", ("No",))
+
+
+# Grades that could be turned round
+
+
+def test_one_grade_orders_all_answers_of_a_list_whatever_the_order_of_their_keys():
+    items = [{"text": "A", "score": 0.2, "rank": 2}, {"text": "B", "rank": 1, "score": 0.9}]
+    p, _ = read({"prompt": "Why?", "answers": items})
+    assert (p.chosen, p.rejected) == ("B", ("A",))
+    items[1].pop("score")
+    with pytest.raises(DataError, match="an answer has no 'score'"):
+        read({"prompt": "Why?", "answers": items})
+
+
+def test_grades_in_the_answers_and_a_winner_beside_them_must_agree():
+    items = [{"response": "A", "overall_score": 1.0}, {"response": "B", "overall_score": 9.0}]
+    row = {"prompt": "Why?", "completions": items, "best": 1}
+    assert read(row)[0].chosen == "B"
+    with pytest.raises(DataError, match="disagree about which answer is better"):
+        read(row | {"best": 0})
+
+
+def test_signed_preferences_and_authors_names_are_compared_with_scores_too():
+    row = {"prompt": "Why?", "response_1": "A", "response_2": "B", "score_1": 1, "score_2": 5}
+    assert read(row | {"preference_strength": 2}, first_rows=[
+        row | {"preference_strength": 2},
+        row | {"preference_strength": -1, "score_1": 7},
+    ])[0].chosen == "B"  # fmt: skip
+    with pytest.raises(DataError, match="disagree"):
+        read(row | {"preference_strength": -2})
+    named = {"prompt": "Why?", "response_a": "A", "response_b": "B", "model_a": "x",
+             "model_b": "y", "winner": "x", "score_a": 1, "score_b": 5}  # fmt: skip
+    with pytest.raises(DataError, match="disagree"):
+        read(named)
+
+
+def test_where_one_author_wrote_both_answers_its_name_is_no_winner():
+    first = [{"prompt": "Why?", "response_a": "A", "response_b": "B", "model_a": "x",
+              "model_b": "y", "winner": "x"}]  # fmt: skip
+    assert read(first[0] | {"model_b": "x"}, first_rows=first) == (None, [TIED])
+
+
+def test_a_flag_that_says_who_wrote_an_answer_is_no_label():
+    with pytest.raises(DataError, match="do not tell"):
+        read({"prompt": "Why?", "response": "A", "is_human": True})
+
+
+@pytest.mark.parametrize("values", ["1/1", "-/2", "1", "1/"])
+def test_values_that_name_no_two_answers_are_refused(values):
+    row = {"prompt": "Why?", "response_a": "A", "response_b": "B", "vote": 1}
+    with pytest.raises(DataError, match="write winner=COLUMN:FIRST/SECOND"):
+        read(row, f"winner=vote:{values}")
+
+
+# Text that could be cut, doubled or added
+
+
+def test_semicolons_part_truthfulqas_own_list_alone():
+    row = {"question": "Why?", "best_answer": "Yes", "rejected": "No; never"}
+    assert read(row)[0].rejected == ("No; never",)
+
+
+def test_a_prompt_that_every_answer_repeats_is_cut_off():
+    row = {"prompt": "Q: Why? A:", "response_a": "Q: Why? A: Yes", "response_b": "Q: Why? A: No",
+           "winner": "a"}  # fmt: skip
+    p, _ = read(row)
+    assert (p.prompt, p.chosen, p.rejected) == ("Q: Why? A:", " Yes", (" No",))
+
+
+def test_nulls_that_arrow_puts_into_objects_are_dropped():
+    call = {"function": {"name": "lamp", "arguments": {"on": True, "town": None}}, "id": None}
+    tools = [{"function": {"name": "lamp", "strict": None}}]
+    row = {
+        "tools": tools, "prompt": "Why?", "chosen": [assistant(None, tool_calls=[call])],
+        "rejected": "No",
+    }  # fmt: skip
+    p, _ = read(row)
+    assert json.loads(p.tools) == [{"function": {"name": "lamp"}}]
+    call = {"function": {"name": "lamp", "arguments": {"on": True}}}
+    assert json.loads(p.extras[0]) == {"tool_calls": [call]}
+
+
+@pytest.mark.parametrize("calls", ["lamp", ["lamp"], [{"id": 1}], [{"function": {"name": None}}]])
+def test_calls_of_another_shape_are_refused(calls):
+    row = {"prompt": "Why?", "chosen": [assistant("", tool_calls=calls)], "rejected": "No"}
+    with pytest.raises(DataError, match="tool_calls are a list"):
+        read(row)
+
+
+def test_what_stands_beside_a_prompt_within_its_object_is_not_lost():
+    row = {"input": {"messages": [user("Why?")], "context": "Bats fly."}, "chosen": "Yes",
+           "rejected": "No"}  # fmt: skip
+    with pytest.raises(DataError, match="'input.context' holds text"):
+        read(row)
+    assert read(row, "input.context=-")[0].prompt == "Why?"
+    form = recognise(list(row), [row], "input.context=-")
+    assert form.wanted(["input", "chosen", "rejected"]) == ["input", "chosen", "rejected"]

@@ -73,13 +73,13 @@ def test_counts_by_hand(source):
     assert f"{pairs:,} as pairs, {trees:,} as trees" in lines["tokens"]
     assert lines["read as"] == "prompt = 'prompt', chosen = 'chosen', rejected = 'rejected'"
     assert lines["note"].startswith("empty answers, left out: 1 (") and "line 5)" in lines["note"]
-    assert lines["kept"] == "5 of 5 rows kept (100%)"  # line 5 belongs to a question
+    assert lines["kept"] == "5 of 5 rows (100%)"  # line 5 belongs to a question
     assert found.sources == [{"source": "rows", "questions": 3, "held_out": False}]
 
 
 def test_the_split_says_what_stands_on_both_sides(source):
     _, lines, _ = report(source, split=([0, 2], [1]))  # two spellings of one prompt, torn apart
-    assert lines["held out"].startswith("1 questions; 1 of their prompts and 0 of their chosen")
+    assert lines["held out"].startswith("1 question; 1 of their prompts and 0 of their chosen")
     _, lines, _ = report(source, split=([1], [0, 0, 2]))  # what is held out is counted
     assert lines["held out"].startswith("3 questions; 2 of their prompts and 0 of their chosen")
     _, lines, _ = report(source)
@@ -139,14 +139,14 @@ def test_rows_that_were_kept_and_rows_that_were_not(tmp_path):
         return report(path, settings=TextSettings(max_length=60))[0].lines
 
     lines = kept()
-    assert ("kept", "FEW ROWS WERE KEPT: 36 of 40 rows kept (90%)") in lines
+    assert ("kept", "FEW ROWS: 36 of 40 rows (90%)") in lines
     notes = [text.partition(" (")[0] for heading, text in lines if heading == "note"]
     assert notes == [
         "rows that cannot be read, left out: 2", "rows without a prompt, left out: 1",
         "questions longer than --max-length, left out: 1",
     ]  # fmt: skip
     rows[4]["chosen"] = "Yes"
-    assert ("kept", "37 of 40 rows kept (92%)") in kept()
+    assert ("kept", "37 of 40 rows (92%)") in kept()
     for n in (3, 5, 6):
         rows[n] = {"prompt": f"Why {n}?", "chosen": "Yes", "rejected": "No"}
     assert ("kept", "every row") in kept()
@@ -158,7 +158,7 @@ def test_notes_that_cost_no_row_are_said_beside_all_of_them(source, tmp_path):
     reading = read_preferences(str(path))
     encoding = encode(reading.preferences, small_tokenizer())
     first, *noted = losses_of([reading], [encoding])
-    assert first == "2 of 2 rows kept (100%)" and len(noted) == 1
+    assert first == "2 of 2 rows (100%)" and len(noted) == 1
 
 
 def test_a_report_of_all_pairs_by_hand(tmp_path):
