@@ -517,3 +517,14 @@ def test_grades_stay_with_their_answers_where_some_are_left_out():
     assert [tokenizer.decode(a) for a in q.answers] == ["B<end>", "C<end>", "D<end>"]
     assert q.grades == (5, 3, 1)
     assert (encoding.notes[SAME_TOKENS][0], encoding.notes[REPEATED][0]) == (1, 1)
+
+
+def test_a_raw_answer_that_ends_with_an_added_token_of_text_still_gets_its_stop_token():
+    """Some tokenizers have line breaks among their added tokens; these end nothing."""
+    tokenizer = small_tokenizer()
+    tokenizer.add_tokens(["\n\n"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    said = Preference("Why?", "Bats see\n\n", ("Bats see<|end|>",))
+    (q,) = encode([said], tokenizer, TextSettings("raw")).questions
+    assert q.chosen[-1] == tokenizer.eos_token_id
+    assert q.rejected[0][-1] == tokenizer.convert_tokens_to_ids("<|end|>")
