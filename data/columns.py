@@ -214,7 +214,8 @@ def _silent(
     inside = dict.fromkeys(f"{top}.{key}" for top, value in objects for key in value)
     others += [path for path in inside if path not in used]
     for name in others:
-        if set(names.words(name)) & names.MEDIA and not sample.mostly(name, (int, float)):
+        says_so = sample.flags(name) or sample.mostly(name, (int, float))  # how many, whether
+        if set(names.words(name)) & names.MEDIA and not says_so:
             raise DataError(
                 f"{name!r} may hold pictures or sound, which are not read; say so: "
                 f"{names.flag(f'{name}=-')}"
@@ -227,7 +228,7 @@ def _silent(
     return tuple((name, more) for name, more in judged.items() if isinstance(more, str))
 
 
-def unclaimed(holding: Sequence[str], columns: Columns, sample: Sample | None = None) -> str:
+def unclaimed(holding: Sequence[str], columns: Columns, sample: Sample) -> str:
     """Say that columns hold text which would not be read, and the ways on."""
     verb, them, are = ("holds", "it", "it is")
     if len(holding) > 1:
@@ -240,7 +241,7 @@ def unclaimed(holding: Sequence[str], columns: Columns, sample: Sample | None = 
     way = ""
     if any(set(names.words(name)) & names.OTHER_ANSWERS for name in holding):
         pass  # joined to the prompt it might give the answer away
-    elif not sample or all(sample.mostly(name, str) for name in (*prompt, *holding)):
+    elif all(sample.mostly(name, str) for name in (*prompt, *holding)):
         joined = names.flag(f"prompt={'+'.join([*prompt, *holding])}")
         way = f"join {them} to the prompt: {joined}, or "
         if not prompt:

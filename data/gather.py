@@ -29,7 +29,7 @@ from data.question import (
     Preference,
     Turn,
 )
-from data.sample import value_of
+from data.sample import Sample, value_of
 from data.sources import TRUTHFULQA, Source, hub_answers, open_source
 from data.table import (
     SMALL,
@@ -310,7 +310,7 @@ class _Unread:
 
     def __init__(self, form: Form, columns: Sequence[str]) -> None:
         self.form, self.known = form, {*columns, *form.unread, *form.wanted(columns)}
-        self.changed: dict[str, list[str]] = {}  # a column that was constant -> where it was not
+        self.changed: dict[str, list[str]] = {}  # of a column that was constant, the complaints
 
     def look(self, place: str, row: dict[str, Any]) -> None:
         """Look at a row.
@@ -320,20 +320,24 @@ class _Unread:
         """
         if not row.keys() <= self.known:
             if late := late_column(row, self.known):
-                raise DataError(f"{place}: {unclaimed([late], self.form.columns)}")
+                raise DataError(self._said(place, row, late))
             self.known |= row.keys()
         for name, usual in self.form.silent:
             value = value_of(row, name)
             if value and text_in(value) != usual and holds_text(value):
+                said = self._said(place, row, name)
                 if not usual:
-                    raise DataError(f"{place}: {unclaimed([name], self.form.columns)}")
-                self.changed.setdefault(name, []).append(place)
+                    raise DataError(said)
+                self.changed.setdefault(name, []).append(said)
 
     def check(self, rows: int) -> None:
         """Raise DataError where a column that was constant at first was not so in the end."""
-        for name, places in self.changed.items():
-            if len(places) > 0.1 * rows:
-                raise DataError(f"{places[0]}: {unclaimed([name], self.form.columns)}")
+        for complaints in self.changed.values():
+            if len(complaints) > 0.1 * rows:
+                raise DataError(complaints[0])
+
+    def _said(self, place: str, row: dict[str, Any], name: str) -> str:
+        return f"{place}: {unclaimed([name], self.form.columns, Sample(list(row), [row]))}"
 
 
 def settled(rows: Any, watch: Watch) -> Iterator[dict[str, Any]]:

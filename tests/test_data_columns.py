@@ -370,3 +370,11 @@ def test_a_description_says_what_a_winners_values_mean():
 def test_columns_that_do_not_tell_are_refused_by_name(names, given, complaint):
     with pytest.raises(DataError, match=complaint):
         recognise(names, [], given, "rows.csv")
+
+
+@pytest.mark.parametrize("name, value", [("has_image", True), ("num_images", 2), ("images", [])])
+def test_a_flag_or_a_number_of_pictures_stops_nobody(name, value):
+    row = {"prompt": "Who?", "chosen": "Bats", "rejected": "Lead"}
+    assert columns(row | {name: value}) == columns(row)
+    with pytest.raises(DataError, match="'image' may hold pictures"):
+        form(row | {"image": "bat.png"})

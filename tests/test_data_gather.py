@@ -326,3 +326,18 @@ def test_prompts_are_compared_without_case_spacing_and_punctuation_for_the_split
     assert loosely("Do  BATS see?\n") == loosely("do bats: see") != loosely("do bats seem")
     assert loosely("?!") != loosely("...")  # nothing but punctuation stays itself
     assert 0 <= text_key("Why?") < 2**63 and text_key("Why?") != text_key("Why")
+
+
+def test_text_that_comes_late_beside_messages_is_not_offered_to_be_joined(tmp_path, monkeypatch):
+    """Text and messages cannot be joined; the one way that is named is followed."""
+    monkeypatch.setattr("data.sources.FIRST_ROWS", 1)
+    asked = [{"role": "user", "content": "Why?"}]
+    row = {"prompt": asked, "chosen": "Yes", "rejected": "No"}
+    path = tmp_path / "rows.jsonl"
+    late = row | {"rejected": "Never", "notes": "Bats fly."}
+    path.write_text("\n".join(map(json.dumps, [row, late])))
+    with pytest.raises(DataError, match="line 2: 'notes' holds text") as refused:
+        load_preferences(str(path))
+    assert "join" not in str(refused.value) and str(refused.value).endswith("--columns notes=-")
+    (p,) = load_preferences(str(path), "notes=-")
+    assert (p.prompt, p.rejected) == ("Why?", ("No", "Never"))
