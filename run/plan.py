@@ -20,7 +20,7 @@ from run.measuring import free_memory, matmul_rate, resident
 from run.processes import World
 from run.tracing import activations
 
-LIBRARIES = 45 * 2**20  # on a CPU: what first products, pictures and samples load and compile
+LIBRARIES = 20 * 2**20  # on a CPU: what first products load; pictures find room after training
 # oneDNN compiles bf16 products for each shape it meets, and keeps them: bytes a step, and at most
 SHAPES = (int(4.5 * 2**20), 540 * 2**20)
 LOGITS = 4 * 32  # rows of float32 logits that the drift holds at once
