@@ -7,7 +7,7 @@ dropout mask. And the reference scores each answer once, unless `--reference-syn
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 import data
 import dpo
 import lora
-from dpo import PairLog, StepLog, answer_logps, dpo_loss, schedule_factor, step_metrics
+from dpo import PairLog, StepLog, anchor_gaps, answer_logps, dpo_loss, schedule_factor, step_metrics
 from run import inputs, publish
 from run.checkpoint import Checkpoint, open_run
 from run.commands import Stop, guarded
@@ -33,9 +33,7 @@ from run.summary import write_outcome, write_summary
 from run.training import Job, Training
 
 
-def backward(
-    model: Any, batch: data.PairBatch, reference: Reference, loss_settings: Mapping[str, Any]
-) -> StepLog:
+def backward(model: Any, batch: data.PairBatch, reference: Reference, config: Config) -> StepLog:
     """Add the gradient of a micro-batch's loss to the adapters: this is all of DPO."""
     reference_logps = reference.logps(batch)  # (A,) log pi_ref(y|x), looked up if it does not move
     logps = answer_logps(model, batch.trees)  # (A,) log pi(y|x), the policy
@@ -43,22 +41,25 @@ def backward(
     pairs = dpo_loss(
         logps[chosen], logps[rejected], reference_logps[chosen], reference_logps[rejected],
         chosen_lengths=batch.lengths[chosen], rejected_lengths=batch.lengths[rejected],
-        questions=batch.questions, chosen_answers=chosen, **loss_settings,
+        questions=batch.questions, chosen_answers=chosen, **config.loss_settings(),
     )  # fmt: skip
     # Weights sum to 1 over a step, however it is cut: eq. (15) of docs/math.md
-    (pairs.loss @ batch.weights).backward()
+    loss = pairs.loss @ batch.weights
+    # KL(pi_ref || pi), from what the reference itself writes: eq. (24) of docs/math.md
+    anchor = anchor_gaps(logps, batch, config.anchor_tokens) @ batch.anchor_weights
+    (loss + config.anchor_weight * anchor).backward()
     log = PairLog(*pairs, logps[chosen], logps[rejected], batch.weights, batch.questions)
-    return StepLog(log.detached(), as_pairs=batch.as_pairs, as_tries=batch.fed)
+    return StepLog(log.detached(), batch.as_pairs, batch.fed, anchor.detach())
 
 
 def accumulate(training: Training, pairs: Sequence[data.Pair]) -> StepLog:
     """Leave the gradient of a whole step in the adapters, micro-batch by micro-batch."""
-    settings = training.job.config.loss_settings()
+    config = training.job.config
     while True:
         logs = []
         with training.budget:  # out of memory: gradients zeroed, budget halved, tried again
             for batch in training.micro_batches(pairs):
-                logs.append(backward(training.model, batch, training.reference, settings))
+                logs.append(backward(training.model, batch, training.reference, config))
             return StepLog.joined(logs, stopped=training.job.stop.received)
 
 
@@ -74,7 +75,8 @@ def loop(training: Training, optimizer: torch.optim.Optimizer) -> None:
         rate = config.lr * schedule_factor(step, total, config.warmup_ratio, config.schedule)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["ratio"]
-        metrics = step_metrics(log.pairs) | {"grad_norm": float(norm), "learning_rate": rate}
+        metrics = step_metrics(log.pairs) | {"anchor": float(log.anchor), "grad_norm": float(norm)}
+        metrics["learning_rate"] = rate
         if trouble := dpo.not_finite(metrics):
             metrics = training.skip_or_stop(step, pairs, trouble)
         else:
@@ -113,6 +115,7 @@ def train(job: Job, resumed: Checkpoint | None) -> None:
 
     # With the adapters off the model is the reference: it scores every distinct answer, once.
     reference.score(training.scorer, job.world, questions, steps)
+    training.draw_anchors()  # and it writes some answers of its own
     job.clock.lap("reference")
 
     with training.running():

@@ -10,6 +10,7 @@ from data.batches import (
     step_batches,
 )
 from data.encode import (
+    Anchor,
     EncodedQuestion,
     Encoding,
     encode,

@@ -166,11 +166,19 @@ def micro_batches(questions: Sequence[Sequence[Trie]], token_budget: int) -> Ite
 
 
 class PairBatch(NamedTuple):
-    """Some pairs of an optimizer step, as tries, and where their answers are among the A scored."""
+    """Some pairs of an optimizer step, as tries, and where their answers are among the A scored.
+
+    Anchors stand behind the other answers of their question, in the same trie.
+    """
 
     trees: TreeBatch
     answers: list[tuple[int, int]]  # (question, its place among the question's answers), A of them
-    ids: list[tuple[Tokens, Tokens]]  # (prompt, answer) of each
+    ids: list[tuple[Tokens, Tokens] | None]  # (prompt, answer) of each; None of an anchor
+    anchors: Tensor  # (K,) int64 into the A answers: those that the reference wrote
+    anchor_logps: Tensor  # (K,) float32, log pi_ref(y|x), nats
+    anchor_weights: (
+        Tensor  # (K,) float32; over a step they sum to 1, and every prompt weighs the same
+    )
     chosen: Tensor  # (P,) int64 into the A answers
     rejected: Tensor  # (P,) int64
     lengths: Tensor  # (A,) int64, tokens of each answer, its stop token included
@@ -205,31 +213,49 @@ def step_batches(
     pairs_of = {q: read[q].pairs for q in read}
     taken = {q: [pairs_of[q][k] for k in some] for q, some in by_question.items()}
     numbers = {q: list(dict.fromkeys(itertools.chain(*some))) for q, some in taken.items()}
-    texts = {q: {a: read[q].answers[a] for a in numbers[q]} for q in read}
+    texts = {q: _texts(read[q], numbers[q]) for q in read}
     order = list(by_question)[share[0] :: share[1]]
     tries = [question_tries(read[q].prompt, list(texts[q].values()), shared) for q in order]
     shares = {q: 1.0 if weight_by == "pair" else 1 / len(pairs_of[q]) for q in read}
     whole = sum(shares[q] for q, _ in pairs)
+    prompts = sum(bool(q.anchors) for q in read.values())  # of the whole step
     for group in micro_batches(tries, token_budget):
-        answers = [(order[g], a) for g in group for a in numbers[order[g]]]
+        answers = [(order[g], a) for g in group for a in texts[order[g]]]
         place = {answer: i for i, answer in enumerate(answers)}
         members = [(order[g], *pair) for g in group for pair in taken[order[g]]]
+        anchored = [
+            (place[q, len(read[q].answers) + k], anchor.logp, 1 / len(read[q].anchors) / prompts)
+            for q in (order[g] for g in group) for k, anchor in enumerate(read[q].anchors)
+        ]  # fmt: skip
+        anchors, anchor_logps, anchor_weights = (
+            zip(*anchored, strict=True) if anchored else [()] * 3
+        )
         fed = [trie for g in group for trie in tries[g]]
         yield PairBatch(
-            collate(fed, shared),
-            answers,
-            [(read[q].prompt, texts[q][a]) for q, a in answers],
-            torch.tensor([place[q, better] for q, better, _ in members]),
-            torch.tensor([place[q, worse] for q, _, worse in members]),
-            torch.tensor([len(texts[q][a]) for q, a in answers]),
-            torch.tensor([q for q, _, _ in members]),
-            torch.tensor([shares[q] / whole for q, _, _ in members]),
-            sum(
+            trees=collate(fed, shared),
+            answers=answers,
+            ids=[(read[q].prompt, texts[q][a]) if a in numbers[q] else None for q, a in answers],
+            anchors=torch.tensor(anchors, dtype=torch.long),
+            anchor_logps=torch.tensor(anchor_logps),
+            anchor_weights=torch.tensor(anchor_weights),
+            chosen=torch.tensor([place[q, better] for q, better, _ in members]),
+            rejected=torch.tensor([place[q, worse] for q, _, worse in members]),
+            lengths=torch.tensor([len(texts[q][a]) for q, a in answers]),
+            questions=torch.tensor([q for q, _, _ in members]),
+            weights=torch.tensor([shares[q] / whole for q, _, _ in members]),
+            as_pairs=sum(
                 2 * len(read[q].prompt) + len(texts[q][better]) + len(texts[q][worse])
                 for q, better, worse in members
             ),
-            sum(len(trie.tokens) for trie in fed),
+            fed=sum(len(trie.tokens) for trie in fed),
         )
+
+
+def _texts(question: EncodedQuestion, numbers: Sequence[int]) -> dict[int, Tokens]:
+    """Return the answers of these numbers, and the anchors numbered behind all of them."""
+    answers = question.answers
+    anchors = enumerate(question.anchors, start=len(answers))
+    return {k: answers[k] for k in numbers} | {k: anchor.tokens for k, anchor in anchors}
 
 
 def split_by_prompt(keys: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:

@@ -28,6 +28,13 @@ from data.text import Rendered, Template, TextSettings
 from data.trees import Tokens, trie_size
 
 
+class Anchor(NamedTuple):
+    """An answer that the reference wrote; one that was cut off has no stop token."""
+
+    tokens: Tokens
+    logp: float  # log pi_ref(y|x), nats
+
+
 class EncodedQuestion(NamedTuple):
     """A `Preference` as token ids; answers end with the stop token and are scored whole."""
 
@@ -38,6 +45,7 @@ class EncodedQuestion(NamedTuple):
     category: str = ""
     grades: tuple[float, ...] = ()  # of `answers`; (): chosen and correct 1, rejected 0
     every: bool = False  # trained on all pairs, not on those of the chosen answer alone
+    anchors: tuple[Anchor, ...] = ()  # in no pair, and not among `answers`
 
     @property
     def answers(self) -> tuple[Tokens, ...]:

@@ -3,6 +3,7 @@
 May import `data`, never `lora`: a model with adapters is a model.
 """
 
+from dpo.anchors import Sampling, anchor_gaps, draw_anchors
 from dpo.evaluation.curves import curves_figure
 from dpo.evaluation.drift import Drift, remark
 from dpo.evaluation.generate import Drawing, Sample, side_by_side

@@ -30,27 +30,28 @@ class StepLog(NamedTuple):
     pairs: PairLog
     as_pairs: int = 0  # tokens that its pairs of whole texts would have, without padding
     as_tries: int = 0  # tokens fed
+    anchor: Tensor | float = 0.0  # mean over its prompts of KL(pi_ref || pi), nats a token
     stopped: int = 0  # a signal that asked for the end
 
     @classmethod
     def joined(cls, parts: Iterable["StepLog"], stopped: int = 0) -> "StepLog":
         """Join the logs of micro-batches, or of processes, in their order."""
         parts = list(parts) or [cls(PairLog(*torch.zeros(len(PairLog._fields), 0)))]
-        logs, as_pairs, as_tries, signals = zip(*parts, strict=True)
+        logs, as_pairs, as_tries, anchors, signals = zip(*parts, strict=True)
         columns = [torch.cat(column).float() for column in zip(*logs, strict=True)]
         # One copy from a GPU. A float32 holds a question's number exactly up to 2^24.
         pairs = PairLog(*torch.stack(columns).cpu())
-        return cls(pairs, sum(as_pairs), sum(as_tries), max(stopped, *signals))
+        return cls(pairs, sum(as_pairs), sum(as_tries), float(sum(anchors)), max(stopped, *signals))
 
 
 def step_metrics(log: PairLog) -> dict[str, float]:
     """Average over the pairs of a step; log-probs and rewards are in nats.
 
-    `loss` is what was minimised: weighted as it was. `rewards/accuracies` is the share of pairs
-    whose chosen reward is the higher one. Ties count half, and so do differences that float32's
-    rounding of the two log-probs explains: before the first step every pair is a tie. Of the step's
-    questions, `rewards/all_beaten` is the share that has all its pairs in the right order, and
-    `rewards/worst_margin` the mean of their smallest margins.
+    `loss` is that of the preferences, weighted as it was. `rewards/accuracies` is the share of
+    pairs whose chosen reward is the higher one. Ties count half, and so do differences that
+    float32's rounding of the two log-probs explains: before the first step every pair is a tie.
+    Of the step's questions, `rewards/all_beaten` is the share that has all its pairs in the right
+    order, and `rewards/worst_margin` the mean of their smallest margins.
     """
     margins = log.chosen_rewards - log.rejected_rewards
     rounding = torch.finfo(torch.float32).eps * (log.chosen_logps.abs() + log.rejected_logps.abs())

@@ -34,7 +34,7 @@ from run.errors import UsageError
 from run.folder import claimed, others_may_not_read
 from run.processes import World
 
-FORMAT = 3
+FORMAT = 4
 TENSORS, FACTS = "state.safetensors", "state.json"
 # RuntimeError: another torch may keep the structure of parts in another way.
 UNREADABLE = (

@@ -92,6 +92,11 @@ class Config:
     sft_weight: float = flag(
         0.0, "adds this much of the chosen answer's negative log-prob a token", "0 or more"
     )
+    anchor_weight: float = flag(
+        0.0, "of keeping likely what the reference itself writes to the prompts", "0 or more"
+    )
+    anchor_samples: int = flag(1, "answers that the reference writes to a prompt", "1 or more")
+    anchor_tokens: int = flag(16, "of such an answer at most", "1 or more")
     weight_by: WeightBy = flag("pair", "what weighs 1: every pair, or every question with its K")
     reference_free: bool = flag(False, "score by log pi(y|x) alone, without the reference")
     reference_sync: int | None = flag(

@@ -14,6 +14,7 @@ from lora.base.checkpointing import Checkpointing
 from lora.base.quantise import Quantise
 from lora.base.sharding import Shard
 from run import inputs
+from run.anchors import tokens_of
 from run.config import Config
 from run.errors import UsageError
 from run.measuring import free_memory, matmul_rate, resident
@@ -179,10 +180,12 @@ def epoch_flops(work: Work, body: int, head: int) -> float:
         for side in (work.questions.train, work.questions.held_out)
         for fed in [side.column("as_tries")]
     )
+    anchors = tokens_of(work.config) * len(work.questions.train)
     epochs = work.steps.pairs / max(sum(work.steps.counts), 1)
     reference = 0 if work.config.reference_free else 1
     forward = [t * reference + 2 * h for t, h in zip(train, held_out, strict=True)]
-    both = [2 * t * epochs for t in train]
+    both = [2 * (t + anchors) * epochs for t in train]
+    forward = [tokens + anchors for tokens in forward]  # drawn token by token
     return 2 * (body * (forward[0] + both[0]) + head * (forward[1] + both[1]))
 
 

@@ -66,7 +66,10 @@ class Reference:
         if self._moved:
             with lora.adapter_swapped(self.model, self._moved):
                 return dpo.answer_logps(self.model, batch.trees)
-        known = [0.0 if self.free else self.scores[dpo.answer_key(*ids)] for ids in batch.ids]
+        known = [
+            0.0 if self.free or ids is None else self.scores[dpo.answer_key(*ids)]
+            for ids in batch.ids  # an anchor brings its own
+        ]
         return torch.tensor(known, device=batch.chosen.device)
 
     def follow(self, step: int) -> None:

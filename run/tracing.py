@@ -20,6 +20,7 @@ import dpo
 import lora
 from dpo import Budgets
 from dpo.head import cells_of, words_in_a_tile
+from run.anchors import as_planned
 from run.config import Config
 
 
@@ -30,7 +31,7 @@ def activations(
 
     A model that tries do not suit reads plain rows; of one that cannot be traced nothing is known.
     """
-    train, pairs = questions.train, heaviest(questions.train, steps)
+    train, pairs = as_planned(questions.train, config), heaviest(questions.train, steps)
     to_score = [dpo.trained_answers(q) for q in data.of_all_lengths(train, 512)]
     cells = cells_of(lora.choose_device(config.device).type)
     for shared in (True, False):

@@ -18,6 +18,7 @@ import data
 import dpo
 import lora
 from run import checkpoint
+from run.anchors import Anchors
 from run.checkpoint import AdapterPart, Checkpoint, Part
 from run.commands import Stop
 from run.config import Config
@@ -118,9 +119,12 @@ class Training:
         self.budget = dpo.TokenBudget(tokens, undo=model.zero_grad, alone=not self.sharded)
         self.counts, self.best = Counts(), Best(model, job.config.best)
         self.generators = Generators(job.world, job.config.seed)
+        sampling = dpo.Sampling(job.config.anchor_samples, job.config.anchor_tokens)
+        self.anchors = Anchors(sampling, job.config.anchor_weight)
         self.parts: dict[str, Part] = {  # what must survive a kill
             "adapter": AdapterPart(model), "reference": reference, "best": self.best,
-            "generators": self.generators, "counts": self.counts, "seconds": job.clock,
+            "anchors": self.anchors, "generators": self.generators, "counts": self.counts,
+            "seconds": job.clock,
         }  # fmt: skip
         self.hashes = {"data": questions.fingerprint, "base": reference.hash}
 
@@ -140,6 +144,13 @@ class Training:
             print(f"Going on from {resumed.path}: {where}.", flush=True)
         if self.job.world.first:
             self.job.config.save(self.job.folder / "config.yaml")
+
+    def draw_anchors(self) -> None:
+        """Give the questions that are trained on answers of the reference's own."""
+        world = World() if self.sharded else self.job.world  # sharded, all make the same passes
+        used = sorted({q for pairs in self.steps.from_step() for q, _ in pairs})
+        train = self.anchors.draw(self.reference, world, self.questions.train, used, self.shared)
+        self.questions = self.questions._replace(train=train)
 
     @contextmanager
     def running(self) -> Iterator[None]:

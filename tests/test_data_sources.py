@@ -324,7 +324,7 @@ def test_the_authors_csv_reads_whole():
 
 def test_the_built_in_questions_are_many_enough_and_complete():
     questions = load_preferences("builtin")
-    assert len(questions) >= 120
+    assert len(questions) >= 500
     for q in questions:
         assert 3 <= len(q.rejected) <= 5, q.prompt
         assert len(q.correct) >= 1, q.prompt  # with the best one, two correct answers or more

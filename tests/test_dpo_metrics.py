@@ -63,13 +63,21 @@ def part(first, count, **more):
 
 
 def test_the_logs_of_parts_are_joined_in_their_order_and_their_counts_added():
-    parts = [part(0, 2, as_pairs=50, as_tries=20), part(2, 1, as_pairs=7, as_tries=5, stopped=15)]
+    parts = [
+        part(0, 2, as_pairs=50, as_tries=20, anchor=torch.tensor(0.5)),
+        part(2, 1, as_pairs=7, as_tries=5, anchor=torch.tensor(0.25), stopped=15),
+    ]
     whole = StepLog.joined(parts)
     for c, column in enumerate(whole.pairs):
         assert column.tolist() == [10 * c, 10 * c + 1, 10 * c + 2]
-    assert whole[1:] == (57, 25, 15)
-    assert StepLog.joined(parts, stopped=2)[1:] == (57, 25, 15)  # of two signals the larger one
-    assert StepLog.joined(parts[:1], stopped=2)[1:] == (50, 20, 2)
+    assert whole[1:] == (57, 25, 0.75, 15)
+    assert StepLog.joined(parts, stopped=2)[1:] == (
+        57,
+        25,
+        0.75,
+        15,
+    )  # of two signals the larger one
+    assert StepLog.joined(parts[:1], stopped=2)[1:] == (50, 20, 0.5, 2)
 
 
 def test_questions_keep_their_numbers_beside_numbers_of_other_kinds():
@@ -80,7 +88,7 @@ def test_questions_keep_their_numbers_beside_numbers_of_other_kinds():
 def test_a_process_without_a_question_joins_with_an_empty_log():
     nothing = StepLog.joined([], stopped=2)
     assert [column.tolist() for column in nothing.pairs] == [[]] * len(PairLog._fields)
-    assert nothing[1:] == (0, 0, 2)
+    assert nothing[1:] == (0, 0, 0.0, 2)
     whole = StepLog.joined([nothing, part(0, 2, as_pairs=50, as_tries=20)])
     assert whole.pairs.loss.tolist() == [0, 1] and whole[1:] == (50, 20, 2)
 

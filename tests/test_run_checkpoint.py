@@ -88,8 +88,13 @@ def lines(folder):
 
 @pytest.mark.parametrize("shuffle", ["questions", "pairs"])
 @pytest.mark.parametrize(
-    "more", [{}, {"reference_sync": 2}, {"eval_every": 2, "best": "mc2", "lr": 0.1}], ids=str
-)
+    "more",
+    [
+        {}, {"reference_sync": 2}, {"eval_every": 2, "best": "mc2", "lr": 0.1},
+        {"anchor_weight": 1.0, "anchor_samples": 2, "anchor_tokens": 5},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_three_steps_a_stop_and_five_more_are_eight_steps_bit_for_bit(run, counted, shuffle, more):
     """10 pairs an epoch, 5 a step: 2 steps an epoch, 8 in all, dropout on."""
     more = more | {"shuffle": shuffle, "batch_size": 3, "max_steps": 8}  # 4 steps, the last short
@@ -265,7 +270,7 @@ def test_a_checkpoint_of_an_older_format_is_refused_by_its_number(run):
     for path in checkpoint.saved(folder):
         facts = json.loads((path / checkpoint.FACTS).read_text())
         (path / checkpoint.FACTS).write_text(json.dumps(facts | {"format": 2}))
-    said = r"step-00000002 cannot be used: its format is 2, and this program reads 3"
+    said = r"step-00000002 cannot be used: its format is 2, and this program reads 4"
     with pytest.raises(UsageError, match=said):
         run("out", resume="", epochs=1)
 

@@ -1,0 +1,138 @@
+"""The anchors of a run: drawn from its reference once, and kept on disk from run to run."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import data
+import dpo
+import lora
+from data.trees import Tokens
+from run import folder
+from run.config import Config
+from run.console import Progress
+from run.errors import UsageError
+from run.processes import World
+from run.reference import Reference
+
+Questions = data.Table[data.EncodedQuestion]
+Drawn = dict[str, tuple[data.Anchor, ...]]  # by prompt_key
+
+
+class Anchors:
+    """Answers that the reference writes to the prompts of training (`--anchor-weight`).
+
+    They depend on the reference, the prompt and the settings of `sampling`, and on no seed of the
+    run: another split, seed or learning rate finds what was drawn before.
+    """
+
+    def __init__(self, sampling: dpo.Sampling, weight: float) -> None:
+        self.sampling, self.weight = sampling, weight
+        self.fingerprint = ""  # of those that are trained on
+        self._before = ""  # of those that the run was trained on before it was interrupted
+
+    def draw(
+        self, reference: Reference, world: World, train: Questions, used: list[int], shared: bool
+    ) -> Questions:
+        """Return the questions with anchors; `used` are the numbers of those that are trained on.
+
+        Raises:
+            UsageError: a resumed run had other anchors.
+        """
+        if not self.weight:
+            return train
+        questions = train.select(used)
+        stop = questions[0].chosen[-1]
+        file = self._file(reference.hash, stop)
+        known = read_drawn(file)
+        prompts = [q.prompt for q in questions if prompt_key(q.prompt) not in known]
+        if prompts:
+            with reference.active(reference.model):
+                known |= self._drawn(reference.model, prompts, stop, world, shared)
+            if world.first:
+                write_drawn(file, known)
+        self._check(known, questions, file)
+        return train.map(lambda q: q._replace(anchors=known.get(prompt_key(q.prompt), ())))
+
+    def _file(self, reference_hash: str, stop: int) -> Path:
+        settings = f"{self.sampling.samples}x{self.sampling.tokens}-{stop}"
+        return folder.cache_folder("anchors") / f"{reference_hash}-{settings}.json"
+
+    def _drawn(
+        self, model: Any, prompts: list[Tokens], stop: int, world: World, shared: bool
+    ) -> Drawn:
+        """Return the anchors of these prompts, of which every process draws its share."""
+        mine = sorted(set(prompts))[world.rank :: world.size]
+        bar = Progress("Anchors", len(mine), "prompts")
+        found: Drawn = {}
+        was_training = model.training
+        model.eval()
+        for prompt, anchors in dpo.draw_anchors(model, mine, stop, self.sampling, shared):
+            found[prompt_key(prompt)] = anchors
+            bar.advance(1)
+        bar.close()
+        model.train(was_training)
+        return {key: anchors for part in world.gather(found) for key, anchors in part.items()}
+
+    def _check(self, known: Drawn, questions: Questions, file: Path) -> None:
+        digest = hashlib.sha256()
+        for question in questions:
+            digest.update(repr(known[prompt_key(question.prompt)]).encode())
+        self.fingerprint = digest.hexdigest()
+        if self._before not in ("", self.fingerprint):
+            raise UsageError(
+                f"--resume: the anchors are not those that the run was trained on; {file} was lost "
+                "or made anew, and another machine or library draws others"
+            )
+
+    def state_dict(self) -> dict[str, str]:
+        """Return what names the anchors."""
+        return {"fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Expect the same anchors as before."""
+        self._before = state["fingerprint"]
+
+
+def as_planned(train: Questions, config: Config) -> Questions:
+    """Return the questions with anchors of the longest kind, which share no token."""
+    if not config.anchor_weight:
+        return train
+    n, t = config.anchor_samples, config.anchor_tokens
+    ids = [tuple(-1 - k * t - i for i in range(t)) for k in range(n)]  # of no real token
+    anchors = tuple(data.Anchor(tokens, 0.0) for tokens in ids)
+    return train.map(lambda question: question._replace(anchors=anchors))
+
+
+def tokens_of(config: Config) -> int:
+    """Return the tokens that anchors add to a question at most."""
+    return config.anchor_samples * config.anchor_tokens if config.anchor_weight else 0
+
+
+def prompt_key(prompt: Tokens) -> str:
+    """Name a prompt by its token ids."""
+    return hashlib.sha256(str(prompt).encode()).hexdigest()[:32]
+
+
+def read_drawn(file: Path) -> Drawn:
+    """Return the anchors in `file`; one that is missing or damaged has none, and is named."""
+    try:
+        lines = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            str(key): tuple(data.Anchor(tuple(map(int, ids)), float(logp)) for ids, logp in anchors)
+            for key, anchors in lines.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        print(f"The anchors in {file} are damaged and are drawn anew ({error}).", flush=True)
+        return {}
+
+
+def write_drawn(file: Path, drawn: Drawn) -> None:
+    """Replace `file` in one step; one that cannot be written costs time and no result."""
+    try:
+        lora.write_text(file, json.dumps(drawn))
+    except OSError as error:
+        print(f"The anchors are not cached: {error}", flush=True)

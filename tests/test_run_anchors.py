@@ -1,0 +1,169 @@
+"""The anchors of a run: drawn once, kept on disk, the same when a run goes on."""
+
+import json
+
+import pytest
+import torch
+from conftest import randomise, small_model
+
+import dpo
+import lora
+import train
+from data import Anchor
+from run.anchors import Anchors, as_planned, prompt_key, read_drawn, tokens_of, write_drawn
+from run.config import Config
+from run.errors import UsageError
+from run.processes import World
+from run.reference import Reference
+
+
+@pytest.fixture(autouse=True)
+def own_cache(private_cache, plain_pictures):
+    return private_cache
+
+
+@pytest.fixture
+def run(model_folder, questions_csv, tmp_path):
+    def run(name, **more):
+        settings = {
+            "model": str(model_folder), "data": str(questions_csv), "dtype": "float32",
+            "device": "cpu", "merge": False, "batch_size": 5, "grad_accum": 1, "lr": 3e-3,
+            "epochs": 8, "output_dir": str(tmp_path / name), "anchor_weight": 1.0,
+            "anchor_samples": 3, "anchor_tokens": 6,
+        }  # fmt: skip
+        return train.run(Config(**(settings | more)))
+
+    return run
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_another_seed_or_rate_finds_the_anchors_that_were_drawn(run, own_cache, monkeypatch):
+    """Four questions are trained on, three answers each; seed 1 holds another question out."""
+    run("first")
+    (file,) = (own_cache / "anchors").iterdir()
+    assert [len(drawn) for drawn in read_drawn(file).values()] == [3] * 4
+    drawn = []
+    real = dpo.draw_anchors
+    monkeypatch.setattr(dpo, "draw_anchors", lambda model, prompts, *more: (
+        drawn.extend(prompts) or real(model, prompts, *more)))  # fmt: skip
+    run("rate", lr=1e-4, loss="ipo")
+    assert drawn == []
+    run("seed", seed=1)
+    assert len(drawn) == 1 and len(read_drawn(file)) == 5
+    run("longer", anchor_tokens=7)
+    assert len(drawn) == 1 + 4 and len(list((own_cache / "anchors").iterdir())) == 2
+
+
+def test_the_term_starts_at_zero_and_holds_the_policy_near_its_reference(run):
+    """Without a weight there is none, and the run is that of the paper."""
+    near, far = logged(run("near", anchor_weight=30.0)), logged(run("far", anchor_weight=0.0))
+    assert near[0]["anchor"] == pytest.approx(0, abs=1e-5)
+    assert near[0]["loss"] == pytest.approx(far[0]["loss"], abs=1e-5)
+    assert all(line["anchor"] == 0 for line in far)
+    kl = [
+        json.loads((run(name, anchor_weight=weight) / "evaluation.json").read_text())["drift"]["kl"]
+        for name, weight in (("held", 30.0), ("free", 0.0))
+    ]
+    assert kl[0] < 0.5 * kl[1]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"reference_free": True}, {"loss": "group"}, {"reference_sync": 3}, {"loss": "ranking"}],
+    ids=str,
+)
+def test_anchors_go_with_every_loss_and_reference(run, more):
+    lines = logged(run("out", **more))
+    assert lines[0]["anchor"] == pytest.approx(0, abs=1e-5)
+    assert lines[-1]["anchor"] != 0 and all("skipped" not in line for line in lines)
+
+
+def test_micro_batches_and_plain_rows_change_no_gradient(run, monkeypatch):
+    expected = logged(run("whole", dropout=0.0, max_steps=4))
+    monkeypatch.setattr("run.plan.DEFAULT", dpo.Budgets(16, 64, 16))
+    cut = logged(run("cut", dropout=0.0, max_steps=4))
+    for name in ("loss", "anchor", "grad_norm"):
+        found = [line[name] for line in cut]
+        assert found == pytest.approx([line[name] for line in expected], rel=1e-3, abs=1e-5)
+
+
+def of(reference_model, **settings):
+    return Anchors(dpo.Sampling(2, 5), 1.0), Reference(Config(**settings), reference_model, "hash")
+
+
+def questions():
+    from test_run_reference import QUESTIONS  # seven, with prompts of their own
+
+    class Some(list):
+        def select(self, numbers):
+            return Some(self[i] for i in numbers)
+
+        def map(self, function):
+            return Some(map(function, self))
+
+    return Some(QUESTIONS)
+
+
+def test_they_are_drawn_from_the_reference_and_not_from_the_policy():
+    model = small_model("llama", scale=0.2)
+    base = dict(dpo.draw_anchors(model, [q.prompt for q in questions()], 2, dpo.Sampling(2, 5)))
+    lora.add_lora(model, rank=2, alpha=4)
+    randomise(model)
+    drawing, reference = of(model)
+    before = torch.get_rng_state()
+    found = drawing.draw(reference, World(), questions(), [0, 2, 5], True)
+    assert torch.equal(torch.get_rng_state(), before)  # the run's own draws are not moved
+    for number, question in enumerate(found):
+        drawn = base[question.prompt] if number in (0, 2, 5) else ()
+        assert [a.tokens for a in question.anchors] == [a.tokens for a in drawn]
+    tuned = dict(dpo.draw_anchors(model, [q.prompt for q in questions()], 2, dpo.Sampling(2, 5)))
+    assert tuned != base
+
+
+def test_a_run_goes_on_with_the_anchors_it_had_or_not_at_all(own_cache):
+    model = small_model("llama", scale=0.2)
+    lora.add_lora(model, rank=2, alpha=4)
+    first, reference = of(model)
+    first.draw(reference, World(), questions(), [0, 1], True)
+    second, _ = of(model)
+    second.load_state_dict(first.state_dict())
+    second.draw(reference, World(), questions(), [0, 1], True)
+    (file,) = (own_cache / "anchors").iterdir()
+    known = read_drawn(file)
+    key = next(iter(known))
+    write_drawn(file, known | {key: (Anchor((9, 9), -1.0), *known[key][1:])})
+    with pytest.raises(UsageError, match="--resume: the anchors are not those"):
+        second.draw(reference, World(), questions(), [0, 1], True)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"a": "x"}', '{"a": [[["x"], 1]]}', "null"])
+def test_a_damaged_file_has_no_anchors_and_is_named(tmp_path, text, capsys):
+    file = tmp_path / "anchors.json"
+    file.write_text(text)
+    assert read_drawn(file) == {}
+    assert f"The anchors in {file} are damaged" in capsys.readouterr().out
+    assert read_drawn(tmp_path / "none.json") == {}
+
+
+def test_anchors_survive_the_file(tmp_path):
+    drawn = {prompt_key((1, 5)): (Anchor((7, 8, 2), -1.25), Anchor((9,), -0.1))}
+    write_drawn(tmp_path / "anchors.json", drawn)
+    assert read_drawn(tmp_path / "anchors.json") == drawn
+
+
+def test_the_plan_counts_anchors_at_their_longest():
+    """2 x 5 tokens, of which none is shared; without a weight none."""
+    config = Config(anchor_weight=1.0, anchor_samples=2, anchor_tokens=5)
+    planned = as_planned(questions(), config)
+    (question,) = planned[:1]
+    assert [len(a.tokens) for a in question.anchors] == [5, 5]
+    assert len({token for a in question.anchors for token in a.tokens}) == 10 == tokens_of(config)
+    assert tokens_of(Config(anchor_weight=0.0)) == 0
+    assert as_planned(questions(), Config(anchor_weight=0.0))[0].anchors == ()
