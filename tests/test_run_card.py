@@ -137,6 +137,14 @@ def test_the_best_step_and_falling_log_probs_get_their_word(run):
     assert "log-probs of chosen answers fell too" in text
 
 
+def test_a_run_of_before_whose_samples_have_base_gets_its_card_too(run):
+    text = model_card(run).text
+    samples = json.loads((run / "samples.json").read_text())
+    old = [{"base": sample.pop("before"), **sample} for sample in samples]
+    (run / "samples.json").write_text(json.dumps(old))
+    assert model_card(run).text == text
+
+
 def test_names_are_public_ones(tmp_path, monkeypatch):
     (tmp_path / "secret.csv").write_text("")
     assert public_name(str(tmp_path / "secret.csv")) == "secret.csv"

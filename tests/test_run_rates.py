@@ -10,7 +10,7 @@ from run.inputs import remarks
 from run.rates import SMALL, USUAL, largest_rate, remark
 
 GEMMA_2_9B = 9_241_705_984
-DEEPSEEK_V2_LITE = 15_706_484_224
+SIXTEEN_B = 16_000_000_000
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ DEEPSEEK_V2_LITE = 15_706_484_224
         (GEMMA_2_9B, 2e-4),
         (12_000_000_000, 2e-4),
         (12_000_000_001, 5e-6),
-        (DEEPSEEK_V2_LITE, 5e-6),
+        (SIXTEEN_B, 5e-6),
         (70_000_000_000, 5e-6),  # larger than any example: the largest one's
     ],
 )
@@ -36,7 +36,7 @@ def test_a_rate_above_it_gets_one_line_with_how_many_times_it_is():
         "--lr 0.0005 is 2.5 times what the examples for models of some 9.2 billion parameters take "
         "(up to 0.0002, most 5e-06; docs/guide.md); watch the drift"
     )
-    assert remark(2e-4, 16_000_000_000) == (
+    assert remark(2e-4, SIXTEEN_B) == (
         "--lr 0.0002 is 40 times what the examples for models of some 16 billion parameters take "
         "(up to 5e-06; docs/guide.md); watch the drift"
     )
