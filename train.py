@@ -96,7 +96,7 @@ def train(job: Job, resumed: Checkpoint | None) -> None:
     steps = inputs.steps_of(config, questions.train)
     plan = choose_plan(config, questions, steps, job.world)
     if config.plan:
-        return print_rows(plan.lines())
+        return print_rows(inputs.remarks(config, plan.parameters) + plan.lines())
     config = replace(config, template=text.template, checkpointing=plan.checkpointing)
 
     # The frozen base, on which tries are checked against plain rows; and then adapters on it.
@@ -109,11 +109,11 @@ def train(job: Job, resumed: Checkpoint | None) -> None:
     groups = [{"params": a, "ratio": 1.0}, {"params": b, "ratio": config.lora_plus_ratio}]  # LoRA+
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     training = Training(job._replace(config=config), reference, questions, steps, plan, check)
-    print_start(base, check, steps, plan.lines())
+    print_start(base, check, steps, inputs.remarks(config, plan.parameters) + plan.lines())
     training.resume(optimizer, resumed)
     job.clock.lap("load")
 
-    # With the adapters off the model is the reference: it scores every distinct answer, once.
+    # With its adapters off, or as they started, the model is the reference. It scores once.
     reference.score(training.scorer, job.world, questions, steps)
     training.draw_anchors()  # and it writes some answers of its own
     job.clock.lap("reference")

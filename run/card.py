@@ -136,7 +136,8 @@ def model_card(
         check=check,
         drift=drift,
         remark=dpo.remark(drift) if drift else "",
-        samples=[_sample(sample) for sample in samples],
+        before=facts.get("before", "") if config.get("adapter") else "",
+        samples=[_sample(sample, bool(config.get("adapter"))) for sample in samples],
         versions=", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         settings=settings_shown(config),
     )
@@ -151,12 +152,13 @@ def _counted(sources: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(map("".join, zip(names, counts, strict=True)) if len(names) > 1 else names)
 
 
-def _sample(sample: Mapping[str, Any]) -> str:
+def _sample(sample: Mapping[str, Any], continued: bool) -> str:
     """Return a prompt with both answers, and what is wrong with them at first sight."""
     lines = [sample["prompt"]]
-    for who in ("base", "tuned"):
-        warned = "".join(f" [{alarm}]" for alarm in sample[who]["alarms"])
-        lines.append(f"{who}: {sample[who]['text']}{warned}")
+    before = sample.get("before") or sample["base"]  # as runs of before called it
+    for who, said in (("before" if continued else "base", before), ("tuned", sample["tuned"])):
+        warned = "".join(f" [{alarm}]" for alarm in said["alarms"])
+        lines.append(f"{who}: {said['text']}{warned}")
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ RANGES: dict[str, Callable[[Any], object]] = {  # what a value must be, and whet
     "0 or more and below 2^63": lambda x: 0 <= x < 2**63,
     "at least one name": len,
 }
+ADAPTER_NOW = "with an adapter it is the default; write nothing, or `{}`"
 Number = TypeVar("Number", int, float)
 
 
@@ -76,7 +78,9 @@ class Config:
     alpha_pattern: tuple[str, ...] = flag((), "NAME=ALPHA for layers that differ")
     lora_plus_ratio: float = flag(1.0, "the learning rate of B over that of A (LoRA+)", "above 0")
     adapter: str | None = flag(None, "continue from this adapter, with its own settings")
-    reference_adapter: bool = flag(False, "with --adapter: it is the reference, not the bare base")
+    reference: Literal["auto", "base", "adapter"] = flag(
+        "auto", "the bare base, or --adapter as it starts; auto: the adapter, if there is one"
+    )
 
     beta: float = flag(
         0.1, "a larger one keeps the policy closer to the reference", "above 0", group="DPO"
@@ -227,14 +231,21 @@ class Config:
                 and (self.chat_template or self.template_kwargs),
             "--reference-sync moves a reference that --reference-free does without":
                 self.reference_sync and self.reference_free,
-            "--reference-adapter needs --adapter, the adapter to start from":
-                self.reference_adapter and not self.adapter,
+            "--reference adapter needs --adapter DIR, the adapter to start from":
+                self.reference == "adapter" and not self.adapter,
+            f"--reference {self.reference} names a reference that --reference-free does without; "
+            "leave one out": self.reference != "auto" and self.reference_free,
             "--shard on is for bases that are not quantised; leave one out":
                 self.shard == "on" and self.quantize != "none",
             "--shard on and --compile on do not go together; choose one":
                 self.shard == "on" and self.compile == "on",
             "--private is for --push-to-hub OWNER/NAME": self.private and not self.push_to_hub,
         }  # fmt: skip
+
+    @property
+    def starts_at_reference(self) -> bool:
+        """Tell whether the reference is the adapter that training starts from."""
+        return self.adapter is not None and self.reference != "base"
 
     def loss_settings(self) -> dict[str, Any]:
         """Return the keywords of `dpo_loss`."""
@@ -312,7 +323,7 @@ class Config:
 
         Free to change: how long, on what device, what is saved. Epochs and steps may only grow.
         """
-        changed = []
+        changed, earlier = [], _under_new_names(earlier)
         for name, value in self.settings().items():
             before: Any = earlier.get(name, value)
             before = [before] if name == "data" and isinstance(before, str) else before
@@ -350,6 +361,10 @@ def parse(
     Raises:
         UsageError: a flag, a value or the file is wrong.
     """
+    if "--reference-adapter" in (sys.argv[1:] if argv is None else argv):
+        raise UsageError(
+            f"--reference-adapter is gone: {ADAPTER_NOW.format('--reference adapter')}"
+        )
     shown = argparse.ArgumentDefaultsHelpFormatter
     parser = Parser(program, description=does, allow_abbrev=False, formatter_class=shown)
     parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
@@ -436,6 +451,7 @@ def _flags_in(path: Path, kinds: dict[str, Any]) -> list[str]:
         raise UsageError(f"it cannot be read: {error}") from None
     if not isinstance(settings, dict):
         raise UsageError("it holds no `name: value` lines")
+    _refuse_old_names(settings)
     flags: list[str] = []
     for name, value in settings.items():
         if name not in kinds or name == "debug":
@@ -450,6 +466,32 @@ def _flags_in(path: Path, kinds: dict[str, Any]) -> list[str]:
         elif value is not None:
             flags.append(f"{_flag(name)}={value}")
     return flags
+
+
+def _refuse_old_names(settings: dict[str, Any]) -> None:
+    """Take `reference_adapter` out of a file of before, where it made no difference.
+
+    Raises:
+        UsageError: it made one; the message says what to write now.
+    """
+    chosen = settings.pop("reference_adapter", None)
+    if chosen:
+        raise UsageError(f"reference_adapter is gone: {ADAPTER_NOW.format('reference: adapter')}")
+    if chosen is False and settings.get("adapter") and not settings.get("reference_free"):
+        if "reference" not in settings:
+            raise UsageError(
+                "reference_adapter is gone: write `reference: base` in its place to keep the bare "
+                "base, or nothing to take the adapter as the reference"
+            )
+
+
+def _under_new_names(earlier: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a run's settings with `reference`, which once was `reference_adapter`."""
+    if "reference" in earlier or not earlier.get("adapter"):
+        return earlier  # without an adapter the reference was the base, and is
+    chosen, free = earlier.get("reference_adapter"), earlier.get("reference_free")
+    named = ("auto" if free else "adapter") if chosen else "base"
+    return {**earlier, "reference": named}
 
 
 def _may_be(value: Any, kind: Any) -> bool:

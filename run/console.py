@@ -194,7 +194,7 @@ def print_summary(folder: Path, found: dpo.Outcome | None, summary: dict[str, An
 
 def _print_outcome(found: dpo.Outcome, summary: dict[str, Any]) -> None:
     results, drift = found.results, found.drift
-    print(f"\nHeld out: {results['questions']} questions")
+    print(f"\nHeld out: {results['questions']} questions; before: {summary['before']}")
     names = ("mc1", "mc2", "pair_accuracy")
     print_changes(results, {name: MEASURES[name] for name in names})
     if best := summary["best"]:

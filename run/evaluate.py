@@ -74,6 +74,8 @@ def command(argv: list[str]) -> None:
         **results,
     }
     print_measures(results)
+    if alone := inputs.base_alone(config):
+        print(alone)
     if args.output:
         write_json(Path(args.output), results)
 

@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 
 import data
 import lora
-from run import folder
+from run import folder, rates, reference
 from run.config import Config, parse
 from run.console import watch
 from run.errors import UsageError
@@ -46,7 +46,25 @@ def resolve_auto(config: Config) -> Config:
         name, why = lora.choose_model(lora.choose_device(config.device))
         config = replace(config, model=name)
         print(f"Model: {name}, since {why}; --model chooses another.", flush=True)
+    if config.starts_at_reference and not config.reference_free:
+        config = replace(config, reference="adapter")
     return config
+
+
+def remarks(config: Config, parameters: int) -> list[tuple[str, str]]:
+    """Say which reference a run has, and whether its rate is unusual for a base of that size."""
+    rate = rates.remark(config.lr, parameters)
+    return [("reference", reference.in_words(config)), *([("note", rate)] if rate else [])]
+
+
+def base_alone(config: Config) -> str:
+    """Say that "base" and "before" are without the adapter that a run started from; "" if none.
+
+    For commands that open a finished run: they switch its adapter off, and know no other.
+    """
+    if not config.adapter:
+        return ""
+    return f"Compared with the bare base, without {config.adapter}, which the run started from."
 
 
 def load_tokenizer(config: Config) -> tuple[Any, data.TextSettings]:

@@ -22,9 +22,10 @@ class Reference:
     """log pi_ref(y|x), of one of four models.
 
     It is the frozen base, which is the policy with its adapters off; or the adapter that the run
-    started from (`--reference-adapter`); or the policy of some steps ago (`--reference-sync`,
-    TR-DPO); or none (`--reference-free`), which scores every answer 0. One that does not move
-    scores each distinct answer once, and its scores are kept on disk from run to run.
+    started from (`--adapter`, unless `--reference base`); or the policy of some steps ago
+    (`--reference-sync`, TR-DPO); or none (`--reference-free`), which scores every answer 0. One
+    that does not move scores each distinct answer once, and its scores are kept on disk from run
+    to run.
     """
 
     def __init__(self, config: Config, model: Any, base_hash: str) -> None:
@@ -33,7 +34,7 @@ class Reference:
         self.hash = base_hash  # of all that its scores depend on but the token ids
         self._start: list[Tensor] = []  # the adapter that is the reference, if one is
         self._moved: list[Tensor] = []  # the policy of some steps ago
-        if config.reference_adapter:
+        if config.starts_at_reference:
             self._start = lora.copy_adapter(model)
             self.hash = lora.fingerprint(base_hash, enumerate(self._start))
         self._file = folder.cache_folder("reference") / f"{self.hash}.json"
@@ -89,6 +90,25 @@ class Reference:
     def load_state_dict(self, state: dict[Any, Tensor]) -> None:
         """Go on with a reference that had moved."""
         self._moved = [tensor.to(self.model.device) for tensor in state.values()]
+
+
+def starting_reference(config: Config) -> str:
+    """Say which model a run starts to be compared with, and measured against as "before"."""
+    if config.starts_at_reference:
+        return "the adapter that training starts from"
+    if config.adapter:
+        return "the bare base, without the adapter that training starts from"
+    return "the frozen base"
+
+
+def in_words(config: Config) -> str:
+    """Say which reference a run has, whether it moves, and how to choose the other one."""
+    if config.reference_free:
+        return "none: answers are scored by log pi(y|x) alone (--reference-free)"
+    every = config.reference_sync
+    moves = f"; every {f'{every} steps' if every != 1 else 'step'} the policy" if every else ""
+    other = " (--reference base takes the bare base)" if config.starts_at_reference else ""
+    return f"{starting_reference(config)}{other}{moves}"
 
 
 def read_cache(file: Path) -> dict[str, float]:

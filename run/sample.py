@@ -37,6 +37,8 @@ def command(argv: list[str]) -> None:
     model = inputs.load_model(run.config).model
     lora.load_adapter(model, run.adapter)
     model.eval()
+    if alone := inputs.base_alone(run.config):
+        print(alone, flush=True)
     drawing = dpo.Drawing(args.max_tokens, args.temperature, args.seed)
 
     def answers(questions: Sequence[data.EncodedQuestion]) -> Any:

@@ -9,6 +9,7 @@ import lora
 from run.card import model_card
 from run.folder import draw_curves, write_json
 from run.measuring import hardware, peak_memory
+from run.reference import starting_reference
 from run.training import Training
 
 
@@ -39,6 +40,7 @@ def write_summary(training: Training, base: lora.Base) -> dict[str, Any]:
         "pairs_per_second": steps.pairs / (seconds["reference"] + seconds["train"]),
         "peak_memory_bytes": peak_memory(device),
         "model": base.name,
+        "before": starting_reference(config),
         "data": ", ".join(config.data),
         "sources": training.questions.report.sources,
         "merged": config.merge,

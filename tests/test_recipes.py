@@ -1,6 +1,8 @@
 """Every recipe: its settings are flags, and it runs to its end with a small model in its place."""
 
+import itertools
 import json
+import re
 
 import pytest
 import yaml
@@ -9,6 +11,7 @@ from conftest import ROOT
 import train
 from lora import decoder_layers
 from run.config import parse
+from run.rates import USUAL, largest_rate
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
@@ -44,6 +47,32 @@ def test_recipes_name_the_models_and_settings_of_the_mission():
             assert config.beta == 1 and config.model == "google/gemma-2-9b"
             assert config.reference_free == ("reference-free" in recipe.stem)
         assert (config.quantize == "nf4") == ("nf4" in recipe.stem)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_where_its_rate_was_measured_or_that_it_was_not(recipe):
+    """And what it names is there: the section of RESULTS with this rate, the examples' largest."""
+    rate = float(yaml.safe_load(recipe.read_text())["lr"])
+    lines = recipe.read_text().splitlines()
+    (at,) = [i for i, line in enumerate(lines) if line.startswith("lr:")]
+    comments = itertools.takewhile(lambda line: line.startswith("#"), reversed(lines[:at]))
+    said = " ".join(line.removeprefix("# ") for line in reversed(list(comments)))
+    name = "The learning rate, and what it costs"
+    assert f"(benchmarks/RESULTS.md, {name})" in said
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    section = results.split(f"### {name}\n")[1].split("\n### ")[0]
+    size = re.search(r"(\d+)b", recipe.stem if "gemma" in recipe.stem else "9b")
+    if "270m" in recipe.stem:
+        assert said.startswith("The rate was measured on this model")
+        assert f"**{rate:.0e}**".replace("e-0", "e-") in section
+    else:
+        assert said.startswith("The rate is unmeasured at this size")
+        assert "2e-4, which is not measured there" in section and rate == 2e-4
+        assert "up to 2e-4" in said and largest_rate(int(size[1]) * 10**9) == rate
+        assert "most of them 5e-6" in said and USUAL == 5e-6
+        guide = (ROOT / "docs" / "guide.md").read_text()
+        assert "(docs/guide.md, Rates for larger models)" in said
+        assert "\n### Rates for larger models\n" in guide
 
 
 def test_the_layers_are_computed_again_where_the_recipe_says_so(

@@ -77,12 +77,12 @@ def test_every_setting_that_shapes_a_run_is_in_its_card_and_no_folder_of_this_ma
     """An adapter is named as others may know it: by the last part of its path."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     shown = {
-        "reference_adapter": True, "lora_plus_ratio": 16.0, "divergence_alpha": 0.3,
+        "reference": "adapter", "lora_plus_ratio": 16.0, "divergence_alpha": 0.3,
         "truncate": "prompt", "rank_pattern": ["v_proj=2"], "alpha_pattern": ["q_proj=3"],
         "prompt_format": "Q: {}", "answer_format": "A: {}", "seed": 7, "dropout": 0.0,
     }  # fmt: skip
     before = model_card(run).text
-    for name in ("adapter", "reference_adapter", "rank_pattern", "alpha_pattern", "prompt_format"):
+    for name in ("adapter", "rank_pattern", "alpha_pattern", "prompt_format"):
         assert f"\n{name}: " not in before  # off by default
     changed = config | shown | {"adapter": str(run.parent / "elsewhere" / "first-adapter")}
     (run / "config.yaml").write_text(yaml.safe_dump(changed))
@@ -135,6 +135,14 @@ def test_the_best_step_and_falling_log_probs_get_their_word(run):
     text = str(model_card(run))
     assert "that of step 3, the best of several by MC2" in text
     assert "log-probs of chosen answers fell too" in text
+
+
+def test_a_run_of_before_whose_samples_have_base_gets_its_card_too(run):
+    text = model_card(run).text
+    samples = json.loads((run / "samples.json").read_text())
+    old = [{"base": sample.pop("before"), **sample} for sample in samples]
+    (run / "samples.json").write_text(json.dumps(old))
+    assert model_card(run).text == text
 
 
 def test_names_are_public_ones(tmp_path, monkeypatch):

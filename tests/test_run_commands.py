@@ -41,7 +41,17 @@ from run.errors import HubError, Stopped, UsageError
         ("--rank-pattern v_proj", "--rank-pattern 'v_proj' is not NAME=NUMBER"),
         ("--rank-pattern v_proj=x", "--rank-pattern 'v_proj=x' is not NAME=NUMBER"),
         ("--alpha-pattern (=2", "--alpha-pattern '(=2' is not NAME=NUMBER"),
-        ("--reference-adapter", "--reference-adapter needs --adapter"),
+        ("--reference adapter", "--reference adapter needs --adapter DIR"),
+        ("--adapter a --reference-adapter", "write nothing, or `--reference adapter`"),
+        (
+            "--reference base --reference-free",
+            "--reference base names a reference that --reference",
+        ),
+        (
+            "--adapter a --reference adapter --reference-free",
+            "--reference adapter names a reference that --reference-free does",
+        ),
+        ("--reference start", "argument --reference: invalid choice: 'start'"),
         ("--shard on --quantize nf4", "--shard on is for bases that are not quantised"),
         ("--shard on --compile on", "--shard on and --compile on do not go together"),
         ("--loss group --shuffle pairs", "--loss group needs a question's answers in one step"),
@@ -64,6 +74,8 @@ def test_a_wrong_flag_or_value_is_one_line_and_status_2(argv, complaint, capsys)
     "text, complaint",
     [
         ("rnak: 8", "unknown setting 'rnak'; did you mean rank?"),
+        ("reference_adapter: true\nadapter: a", "write nothing, or `reference: adapter`"),
+        ("reference_adapter: false\nadapter: a", "write `reference: base` in its place to keep"),
         ("rank: eight", "argument --rank: invalid int value: 'eight'"),
         ("rank: 1.5", "argument --rank: invalid int value: '1.5'"),
         ("rank: [8]", "rank: [8] is no value"),
@@ -84,6 +96,16 @@ def test_a_wrong_configuration_file_is_named(tmp_path, text, complaint):
     with pytest.raises(UsageError, match=re.escape(complaint)) as error:
         parse(["--config", str(path)])
     assert str(error.value).startswith(f"--config {path}: ")
+
+
+def test_a_file_of_before_is_read_as_ever_where_no_adapter_was_continued(tmp_path):
+    """Each such file has the line, and the reference was the base, and is."""
+    path = tmp_path / "x.yaml"
+    path.write_text("reference_adapter: false\nadapter: null\nrank: 4\n")
+    config = parse(["--config", str(path)])
+    assert config == Config(rank=4) and not config.starts_at_reference
+    path.write_text("reference_adapter: false\nadapter: a\nreference: base\n")
+    assert not parse(["--config", str(path)]).starts_at_reference  # it has both, and they agree
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):

@@ -19,7 +19,7 @@ from data import (
 from dpo import Scorer, all_answers, answer_logps, scoring_batches, trained_answers
 from run.config import Config
 from run.processes import World
-from run.reference import Reference, read_cache, write_cache
+from run.reference import Reference, in_words, read_cache, starting_reference, write_cache
 
 QUESTIONS = [
     EncodedQuestion((1, 10 + q), (20, 21, 2), tuple((30 + k, 31 + q, 2) for k in range(1 + q % 3)))
@@ -103,7 +103,7 @@ def test_without_a_reference_every_answer_scores_0(model, batch):
 @torch.no_grad()
 def test_the_adapter_that_a_run_starts_from_stays_the_reference_as_the_policy_moves(model, batch):
     before = logps_of(model, batch)
-    settings = {"adapter": "some/adapter", "reference_adapter": True}
+    settings = {"adapter": "some/adapter", "reference": "adapter"}
     reference = reference_of(model, **settings)
     assert reference.hash != reference_of(model).hash == "hash"
     randomise(model, seed=2)
@@ -113,6 +113,66 @@ def test_the_adapter_that_a_run_starts_from_stays_the_reference_as_the_policy_mo
         assert torch.equal(logps_of(model, batch), before)
     assert torch.equal(logps_of(model, batch), moved)
     assert reference_of(model, **settings).hash != reference.hash
+
+
+@torch.no_grad()
+def test_a_continued_adapter_is_the_reference_unless_the_base_is_asked_for(model, batch):
+    adapter = logps_of(model, batch)
+    with lora.adapters_disabled(model):
+        base = logps_of(model, batch)
+    for choice, expected in (("auto", adapter), ("adapter", adapter), ("base", base)):
+        reference = reference_of(model, adapter="some/adapter", reference=choice)
+        with reference.active(model):
+            assert torch.equal(logps_of(model, batch), expected), choice
+    with reference_of(model).active(model):
+        assert torch.equal(logps_of(model, batch), base)  # where nothing is continued
+
+
+@torch.no_grad()
+def test_a_moving_reference_of_a_continued_adapter_starts_as_that_adapter(model, batch):
+    start = logps_of(model, batch)
+    reference = reference_of(model, adapter="some/adapter", reference_sync=2)
+    randomise(model, seed=2)
+    reference.follow(1)
+    with reference.active(model):
+        assert torch.equal(logps_of(model, batch), start)
+    moved = logps_of(model, batch)
+    reference.follow(2)
+    assert torch.equal(reference.logps(batch), moved)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line", "before"),
+    [
+        ({}, "the frozen base", "the frozen base"),
+        ({"reference": "base"}, "the frozen base", "the frozen base"),
+        (
+            {"adapter": "a"},
+            "the adapter that training starts from (--reference base takes the bare base)",
+            "the adapter that training starts from",
+        ),
+        (
+            {"adapter": "a", "reference": "base"},
+            "the bare base, without the adapter that training starts from",
+            "the bare base, without the adapter that training starts from",
+        ),
+        (
+            {"adapter": "a", "reference_sync": 10},
+            "the adapter that training starts from (--reference base takes the bare base); "
+            "every 10 steps the policy",
+            "the adapter that training starts from",
+        ),
+        ({"reference_sync": 1}, "the frozen base; every step the policy", "the frozen base"),
+        (
+            {"adapter": "a", "reference_free": True},
+            "none: answers are scored by log pi(y|x) alone (--reference-free)",
+            "the adapter that training starts from",
+        ),
+    ],
+)
+def test_a_run_says_which_reference_it_has_and_what_before_is(settings, line, before):
+    (config := Config(**settings)).validate()
+    assert (in_words(config), starting_reference(config)) == (line, before)
 
 
 @torch.no_grad()

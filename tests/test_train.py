@@ -19,6 +19,7 @@ from data import DataError
 from dpo import Budgets, Metrics
 from dpo.losses import Loss
 from lora import ModelError, load_adapter, lora_layers
+from run.__main__ import main as command
 from run.config import Config, parse
 from run.processes import World
 
@@ -450,19 +451,68 @@ def test_a_continued_run_starts_from_the_adapter_and_leaves_its_file_alone(run):
     folder = str(first / "adapter")
     onward = run("onward", adapter=folder, max_steps=1)
     step = log(onward)[0]
-    assert step["loss"] < math.log(2) - 0.05  # against the base, the adapter has learned already
+    assert step["loss"] == pytest.approx(math.log(2), abs=1e-5)  # against itself, nothing
     assert adapter(onward).keys() == adapter(first).keys()
-    anchored = log(run("anchored", adapter=folder, reference_adapter=True, max_steps=1))[0]
-    assert anchored["loss"] == pytest.approx(math.log(2), abs=1e-5)  # against itself, nothing
-    assert anchored["logps/chosen"] == pytest.approx(step["logps/chosen"], rel=1e-4)
+    against_base = log(run("base", adapter=folder, reference="base", max_steps=1))[0]
+    assert against_base["loss"] < math.log(2) - 0.05  # the adapter has learned already
+    assert against_base["logps/chosen"] == pytest.approx(step["logps/chosen"], rel=1e-4)
     assert (first / "adapter" / "adapter_model.safetensors").read_bytes() == weights
 
 
 def test_the_reference_cache_tells_base_and_adapter_apart(run):
     folder = str(run("first", epochs=6, lr=5e-3) / "adapter")
-    run("one", adapter=folder, reference_adapter=True, max_steps=1)
-    step = log(run("two", adapter=folder, max_steps=1))[0]
+    run("one", adapter=folder, max_steps=1)
+    step = log(run("two", adapter=folder, reference="base", max_steps=1))[0]
     assert step["loss"] < math.log(2) - 0.05
+
+
+@pytest.mark.parametrize("reference", ["auto", "base"])
+def test_before_is_what_a_continued_run_says_it_is(run, capsys, reference):
+    """On the screen, in the card and in the figures: the first run's "after", or its "before"."""
+    first = run("first", epochs=6, lr=5e-3, merge=False)
+    capsys.readouterr()
+    more = {"adapter": str(first / "adapter"), "reference": reference, "merge": False}
+    onward = run("onward", max_steps=1, **more)
+    out = capsys.readouterr().out
+    starts, expected, says = {
+        "auto": ("the adapter that training starts from (--reference base takes the bare base)\n",
+                 "after", "the adapter that training starts from"),
+        "base": ("the bare base, without the adapter that training starts from\n",
+                 "before", "the bare base, without the adapter that training starts from"),
+    }[reference]  # fmt: skip
+    assert f"\nreference   {starts}" in out and f"1 questions; before: {says}\n" in out
+    old, new = (json.loads((f / "evaluation.json").read_text()) for f in (first, onward))
+    assert old["before"]["margin"] != pytest.approx(old["after"]["margin"], abs=1e-2)
+    assert new["before"] == pytest.approx(old[expected], abs=1e-4)
+    card = (onward / "README.md").read_text()
+    assert f" Before: {says}.\n" in card and "\nbefore: " in card and "\nbase: " not in card
+    kept = yaml.safe_load((onward / "config.yaml").read_text())["reference"]
+    assert kept == {"auto": "adapter", "base": "base"}[reference]  # what auto became
+    plain = (first / "README.md").read_text()
+    assert "Before: " not in plain and "\nbase: " in plain
+
+
+def test_commands_that_know_no_starting_adapter_say_that_they_compare_with_the_base(run, capsys):
+    first = run("first", merge=False, max_steps=1)
+    onward = run("onward", merge=False, max_steps=1, adapter=str(first / "adapter"))
+    alone = f"Compared with the bare base, without {first / 'adapter'}, which the run started from."
+    for folder, expected in ((first, 0), (onward, 1)):
+        for argv in (["evaluate"], ["sample", "--max-tokens", "2"]):
+            capsys.readouterr()
+            assert command([argv[0], str(folder), *argv[1:]]) == 0
+            assert capsys.readouterr().out.count(alone) == expected
+
+
+def test_a_rate_above_what_examples_take_gets_one_line_and_the_run_goes_on(
+    run, capsys, monkeypatch
+):
+    """As if 0.003 billion parameters were many; at the model's true size nothing is said."""
+    run("quiet", max_steps=1, merge=False, lr=1e-3)
+    assert "watch the drift" not in capsys.readouterr().out
+    monkeypatch.setattr("run.rates.SMALL", 1)
+    run("loud", max_steps=1, merge=False, lr=1e-3)
+    out = capsys.readouterr().out
+    assert out.count("\nnote        --lr 0.001 is 5 times what the examples") == 1
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

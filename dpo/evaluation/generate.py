@@ -113,10 +113,10 @@ def samples(
     return [
         {
             "prompt": readable(tokenizer.decode(prompt, skip_special_tokens=True)),
-            "base": base._asdict(),
+            "before": before._asdict(),
             "tuned": tuned._asdict(),
         }
-        for prompt, (base, tuned) in zip(prompts, pairs, strict=True)
+        for prompt, (before, tuned) in zip(prompts, pairs, strict=True)
     ]
 
 
@@ -128,9 +128,9 @@ def side_by_side(
     stop: int,
     drawing: Drawing = Drawing(),
 ) -> list[tuple[Sample, Sample]]:
-    """Return the base's and the tuned model's answer to each prompt, drawn with the same seed.
+    """Return the reference's and the tuned model's answer to each prompt, drawn with the same seed.
 
-    Within `reference(model)` the model is its base. The arguments between are those of `answers`.
+    Within `reference(model)` it is the reference. The arguments between are those of `answers`.
     """
 
     def drawn() -> list[Sample]:
