@@ -180,7 +180,7 @@ def epoch_flops(work: Work, body: int, head: int) -> float:
         for fed in [side.column("as_tries")]
     )
     epochs = work.steps.pairs / max(sum(work.steps.counts), 1)
-    reference = 0 if work.config.reference_free else 1
+    reference = 1 if work.config.needs_reference else 0
     forward = [t * reference + 2 * h for t, h in zip(train, held_out, strict=True)]
     both = [2 * t * epochs for t in train]
     return 2 * (body * (forward[0] + both[0]) + head * (forward[1] + both[1]))

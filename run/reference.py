@@ -23,13 +23,14 @@ class Reference:
 
     It is the frozen base, which is the policy with its adapters off; or the adapter that the run
     started from (`--reference-adapter`); or the policy of some steps ago (`--reference-sync`,
-    TR-DPO); or none (`--reference-free`), which scores every answer 0. One that does not move
-    scores each distinct answer once, and its scores are kept on disk from run to run.
+    TR-DPO); or none, which scores every answer 0 (`--reference-free`, or a loss that has no use for
+    one). One that does not move scores each distinct answer once, and its scores are kept on disk
+    from run to run.
     """
 
     def __init__(self, config: Config, model: Any, base_hash: str) -> None:
         self.model = model
-        self.free, self.every = config.reference_free, config.reference_sync
+        self.free, self.every = not config.needs_reference, config.reference_sync
         self.hash = base_hash  # of all that its scores depend on but the token ids
         self._start: list[Tensor] = []  # the adapter that is the reference, if one is
         self._moved: list[Tensor] = []  # the policy of some steps ago
