@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+from typing import get_args
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from conftest import QUESTIONS_CSV, ROOT, python_process
 from hub import hub
 
 import train
+from dpo import Loss
 from lora import ModelError
 from run.__main__ import COMMANDS, main
 from run.config import Config, parse
@@ -113,6 +115,24 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path):
     config = parse(["--rank", "3", "--lr", "1e-5", "--target-modules", "a", "b", "--rslora"])
     config.save(tmp_path / "config.yaml")
     assert parse(["--config", str(tmp_path / "config.yaml")]) == config
+
+
+@pytest.mark.parametrize("loss", ["hinge", "sigmoid=0.8,sft=0.2", "apo-zero, sft = 1e-1"])
+def test_a_loss_or_a_mixture_in_a_file_is_that_of_the_flag(tmp_path, loss):
+    config = parse(["--loss", loss, "--dpop-lambda", "50", "--simpo-gamma", "1"])
+    config.save(tmp_path / "config.yaml")
+    assert parse(["--config", str(tmp_path / "config.yaml")]) == config and config.loss == loss
+    assert config.loss_settings()["constants"] == (50.0, 1.0)
+    (tmp_path / "plain.yaml").write_text(f"loss: {loss}\n")
+    assert parse(["--config", str(tmp_path / "plain.yaml")]).loss == loss
+
+
+def test_the_help_names_every_loss(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")  # no name is broken at its hyphen
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ", ".join(get_args(Loss)) in shown
 
 
 def test_local_paths_are_saved_whole_and_keywords_stay(tmp_path, monkeypatch):
