@@ -254,6 +254,8 @@ def test_dpop_by_hand():
     constants = Constants(dpop_lambda=3.0)
     fallen = family("dpop", -LN2, -3 * LN2, constants=constants)
     assert fallen == pytest.approx((math.log(3), -8 / 3, 2 / 3))
+    halved = family("dpop", -2 * LN2, -6 * LN2, 0.5, constants=constants)  # beta acts on it all
+    assert halved == pytest.approx((math.log(3), -4 / 3, 1 / 3))
     assert family("dpop", LN2, -LN2, constants=constants) == family("sigmoid", LN2, -LN2)
     none = Constants(dpop_lambda=0.0)
     assert family("dpop", -LN2, LN2, constants=none) == family("sigmoid", -LN2, LN2)
@@ -305,6 +307,12 @@ def test_orpo_by_hand():
 def test_log_odds_against_the_quotient(chance):
     found = log_odds(torch.tensor(chance, dtype=torch.float64).log())
     assert found.item() == pytest.approx(math.log(chance / (1 - chance)), rel=1e-5)
+
+
+def test_log_odds_keep_their_digits_in_float32_near_certainty():
+    """1 - e^-1e-6 = 1e-6 - 5e-13; formed from the rounded e^-1e-6 it would be 9.5e-7."""
+    found = log_odds(torch.tensor(-1e-6)).item()
+    assert found == pytest.approx(-math.log(1e-6), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
