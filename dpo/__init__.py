@@ -21,7 +21,7 @@ from dpo.evaluation.outcome import Outcome, outcome_of
 from dpo.evaluation.pictures import evaluation_figure
 from dpo.logps import answer_logps, edge_logps
 from dpo.loss import DPOLoss, dpo_loss
-from dpo.losses import Divergence, Loss, check_loss
+from dpo.losses import Constants, Divergence, Loss, check_loss, loss_terms, needs_reference
 from dpo.memory import Budgets, OutOfMemory, TokenBudget
 from dpo.metrics import PairLog, StepLog, in_short, not_finite, step_metrics
 from dpo.schedule import Schedule, schedule_factor

@@ -4,15 +4,25 @@
 
 s(y) is the log-ratio of policy to reference, in nats. The loss is the negative log-likelihood of a
 person's choice, if y+ is preferred to y- with probability sigma(beta (s+ - s-)). `docs/math.md`
-derives it, and `dpo.losses` has thirteen other losses. Shape legend: P pairs.
+derives it, and `dpo.losses` has seventeen other losses. Shape legend: P pairs.
 """
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpo.losses import FORMULAS, Divergence, Loss, Pairs, check_loss, divergence_score
+from dpo.losses import (
+    FORMULAS,
+    Constants,
+    Divergence,
+    Pairs,
+    check_loss,
+    divergence_score,
+    loss_terms,
+    sft,
+)
 
 
 class DPOLoss(NamedTuple):
@@ -42,12 +52,13 @@ def dpo_loss(
     reference_chosen: Tensor,
     reference_rejected: Tensor,
     beta: float = 0.1,
-    loss: Loss = "sigmoid",
+    loss: str = "sigmoid",
     label_smoothing: float = 0.0,
     *,
     divergence: Divergence = "reverse-kl",
     divergence_alpha: float = 0.5,
     sft_weight: float = 0.0,
+    constants: Constants = Constants(),
     chosen_lengths: Tensor | None = None,
     rejected_lengths: Tensor | None = None,
     questions: Tensor | None = None,
@@ -63,32 +74,31 @@ def dpo_loss(
         reference_chosen: (P,) log pi_ref(y+|x); zeros make the loss reference-free.
         reference_rejected: (P,) log pi_ref(y-|x).
         beta: > 0; a larger one keeps the policy closer to the reference.
-        loss: `sigmoid` is DPO; for the others see `dpo.losses`.
+        loss: `sigmoid` is DPO; for the others see `dpo.losses`. `sigmoid=0.8,sft=0.2` is a sum.
         label_smoothing: e, 0 <= e < 0.5, for the losses that define it.
         divergence: measures how far the policy is from the reference; see `divergence_score`.
         divergence_alpha: between 0 and 1, for the divergence `alpha`.
-        sft_weight: adds this much of -log pi(y+|x) / |y+| (RPO, Pang et al. 2024, arXiv
-            2404.19733, eq. 1). TRL's `sft` averages over the tokens of the batch instead.
-        chosen_lengths: (P,) tokens of y+, for ipo, sigmoid-norm and sft_weight.
-        rejected_lengths: (P,) tokens of y-, for ipo and sigmoid-norm.
+        sft_weight: adds this much of the loss `sft`, -log pi(y+|x) / |y+|.
+        constants: lambda of dpop and gamma of simpo.
+        chosen_lengths: (P,) tokens of y+, for the losses that take log-probs a token.
+        rejected_lengths: (P,) tokens of y-, likewise.
         questions: (P,) the question of each pair, for the losses group and ranking.
         chosen_answers: (P,) the chosen answer of each pair, a number, for the ranking loss.
 
     Raises:
         ValueError: the settings do not make a loss, or lengths or questions are missing.
     """
-    check_loss(loss, beta, label_smoothing, divergence, divergence_alpha)
+    check_loss(loss, beta, label_smoothing, divergence, divergence_alpha, constants)
     s_chosen = policy_chosen - reference_chosen  # (P,) s+, eq. (5) of docs/math.md
     s_rejected = policy_rejected - reference_rejected  # (P,) s-
     pairs = Pairs(  # whose margin is beta (c - r); c is s+ itself for reverse-kl
         divergence_score(s_chosen, divergence, divergence_alpha),
         divergence_score(s_rejected, divergence, divergence_alpha),
-        beta, label_smoothing, chosen_lengths, rejected_lengths, questions, chosen_answers,
+        policy_chosen, policy_rejected, beta, label_smoothing, constants,
+        chosen_lengths, rejected_lengths, questions, chosen_answers,
     )  # fmt: skip
-    losses = sigmoid(pairs) if loss == "sigmoid" else FORMULAS[loss](pairs)
-    if sft_weight:
-        if chosen_lengths is None:
-            raise ValueError("an SFT term needs chosen_lengths")
-        losses = losses - sft_weight * policy_chosen / chosen_lengths
+    losses = sft_weight * sft(pairs) if sft_weight else torch.zeros_like(policy_chosen)
+    for name, weight in loss_terms(loss).items():
+        losses = losses + weight * (sigmoid if name == "sigmoid" else FORMULAS[name])(pairs)
     # Rewards are beta s whatever the divergence: eq. (7) of docs/math.md
     return DPOLoss(losses, (beta * s_chosen).detach(), (beta * s_rejected).detach())

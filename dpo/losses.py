@@ -1,11 +1,12 @@
 """The other losses of the family, one formula each, and other divergences than the reverse KL.
 
-Every formula sees a pair as two numbers, c = s(y+) and r = s(y-): how much more likely than the
-reference the policy finds the chosen and the rejected answer, summed over tokens, in nats. Most of
-them see only the margin beta (c - r). A note says where a paper and TRL 1.16 differ, and which is
-meant. Shape legend: P pairs.
+Most formulas see a pair as two numbers, c = s(y+) and r = s(y-): how much more likely than the
+reference the policy finds the chosen and the rejected answer, summed over tokens, in nats. Many of
+them see only the margin beta (c - r). Three do without a reference and see log pi itself. A note
+says where a paper and TRL 1.16 differ, and which is meant. Shape legend: P pairs.
 """
 
+import difflib
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
@@ -16,7 +17,7 @@ from torch import Tensor
 
 Loss = Literal[
     "sigmoid", "hinge", "ipo", "robust", "exo", "nca", "bco", "sppo", "apo-zero", "apo-down",
-    "discopop", "sigmoid-norm", "group", "ranking",
+    "discopop", "sigmoid-norm", "group", "ranking", "dpop", "simpo", "orpo", "sft",
 ]  # fmt: skip
 Divergence = Literal["reverse-kl", "forward-kl", "js", "alpha"]
 
@@ -24,8 +25,16 @@ SMOOTHED = ("sigmoid", "robust", "exo")  # losses that define label smoothing
 DIVERGENT = (
     "sigmoid", "hinge", "ipo", "robust", "exo", "discopop", "sigmoid-norm", "group", "ranking",
 )  # fmt: skip
+REFERENCE_FREE = ("simpo", "orpo", "sft")  # losses that see log pi(y|x) alone
 LARGEST_EXPONENT = 40.0  # e^40 = 2e17: beyond it a divergence's score is held, and stays finite
 DISCOPOP_TEMPERATURE = 0.05  # the paper's
+
+
+class Constants(NamedTuple):
+    """The constants that one formula alone has."""
+
+    dpop_lambda: float = 5.0  # of dpop: how much a fall of the chosen answer costs
+    simpo_gamma: float = 0.5  # of simpo: the target of beta times the margin a token
 
 
 class Pairs(NamedTuple):
@@ -33,23 +42,26 @@ class Pairs(NamedTuple):
 
     c: Tensor  # s(y+), or f'(e^s(y+)) under another divergence
     r: Tensor  # s(y-), likewise
+    policy_chosen: Tensor  # log pi(y+|x)
+    policy_rejected: Tensor  # log pi(y-|x)
     beta: float
     label_smoothing: float
+    constants: Constants
     chosen_lengths: Tensor | None  # tokens of y+, its stop token included
     rejected_lengths: Tensor | None
     questions: Tensor | None  # pairs of one question have the same number
-    chosen_answers: Tensor | None = None  # pairs of one chosen answer have the same number
+    chosen_answers: Tensor | None  # pairs of one chosen answer have the same number
 
     @property
     def margin(self) -> Tensor:
         """Return m = beta (c - r)."""
         return self.beta * (self.c - self.r)
 
-    def per_token(self) -> Tensor:
-        """Return c / |y+| - r / |y-|."""
+    def per_token(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+        """Return chosen / |y+| and rejected / |y-|."""
         if self.chosen_lengths is None or self.rejected_lengths is None:
             raise ValueError("this loss needs chosen_lengths and rejected_lengths")
-        return self.c / self.chosen_lengths - self.r / self.rejected_lengths
+        return chosen / self.chosen_lengths, rejected / self.rejected_lengths
 
 
 def hinge(p: Pairs) -> Tensor:
@@ -62,7 +74,8 @@ def ipo(p: Pairs) -> Tensor:
 
     The paper sums over tokens; its authors said later that means were used, as here and in TRL.
     """
-    return (p.per_token() - 1 / (2 * p.beta)) ** 2
+    c, r = p.per_token(p.c, p.r)
+    return (c - r - 1 / (2 * p.beta)) ** 2
 
 
 def robust(p: Pairs) -> Tensor:
@@ -141,7 +154,8 @@ def sigmoid_norm(p: Pairs) -> Tensor:
 
     d = c/|y+| - r/|y-|
     """
-    return F.softplus(-p.beta * p.per_token())
+    c, r = p.per_token(p.c, p.r)
+    return F.softplus(-p.beta * (c - r))
 
 
 def group(p: Pairs) -> Tensor:
@@ -191,10 +205,67 @@ def plackett_luce(margin: Tensor, place: Tensor) -> Tensor:
     return F.softplus(most + sums.log())  # eq. (8) of docs/math.md
 
 
+def dpop(p: Pairs) -> Tensor:
+    """DPO-Positive (Pal et al. 2024, arXiv 2402.13228): -log sigma(m - beta lambda max(0, -c)).
+
+    DPO that also asks the chosen answer not to become less likely than the reference finds it. The
+    paper takes lambda = 50. Its authors found results much alike from 5 to 500
+    (github.com/abacusai/smaug/issues/2); the default here is 5, the mildest of these. TRL has no
+    such loss.
+    """
+    fallen = torch.relu(-p.c)  # how far below the reference y+ is, nats
+    return F.softplus(p.beta * p.constants.dpop_lambda * fallen - p.margin)
+
+
+def simpo(p: Pairs) -> Tensor:
+    """SimPO (Meng et al. 2024, arXiv 2405.14734, eq. 6), without a reference.
+
+        -log sigma(beta (log pi(y+|x)/|y+| - log pi(y-|x)/|y-|) - gamma)
+
+    The margin that is aimed at is gamma / beta nats a token. gamma is the paper's, and TRL's
+    `simpo_gamma` with the same default, .5. The authors' code asks for the ratio gamma / beta, by
+    default .25 with a beta of 2, which is the same gamma.
+    """
+    chosen, rejected = p.per_token(p.policy_chosen, p.policy_rejected)
+    return F.softplus(p.constants.simpo_gamma - p.beta * (chosen - rejected))
+
+
+def orpo(p: Pairs) -> Tensor:
+    """ORPO (Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7), without a reference.
+
+        -log pi(y+|x)/|y+| - beta log sigma(log odds(y+) - log odds(y-))
+
+    odds = P / (1 - P), with P = exp(log pi(y|x) / |y|), the geometric mean of the tokens' chances.
+    beta is the paper's lambda. The first term is `sft`; TRL's also averages over the prompt.
+    """
+    chosen, rejected = p.per_token(p.policy_chosen, p.policy_rejected)
+    return p.beta * F.softplus(log_odds(rejected) - log_odds(chosen)) - chosen
+
+
+def log_odds(mean_logp: Tensor) -> Tensor:
+    """Return log [P / (1 - P)] of P = e^mean_logp.
+
+    A 1 - P below the dtype's epsilon is held there, so that the odds and their slope stay finite.
+    """
+    held = mean_logp.clamp(max=-torch.finfo(mean_logp.dtype).eps)
+    return mean_logp - torch.log(-torch.expm1(held))
+
+
+def sft(p: Pairs) -> Tensor:
+    """Return -log pi(y+|x) / |y+|, the term that RPO, CPO and ORPO add; nats a token.
+
+    Each answer is averaged over its own tokens, as in RPO (Pang et al. 2024, arXiv 2404.19733, eq.
+    1). TRL's `sft` averages over the tokens of the batch.
+    """
+    if p.chosen_lengths is None:
+        raise ValueError("an SFT term needs chosen_lengths")
+    return -p.policy_chosen / p.chosen_lengths
+
+
 FORMULAS: dict[Loss, Callable[[Pairs], Tensor]] = {
     "hinge": hinge, "ipo": ipo, "robust": robust, "exo": exo, "nca": nca, "bco": bco, "sppo": sppo,
     "apo-zero": apo_zero, "apo-down": apo_down, "discopop": discopop, "sigmoid-norm": sigmoid_norm,
-    "group": group, "ranking": ranking,
+    "group": group, "ranking": ranking, "dpop": dpop, "simpo": simpo, "orpo": orpo, "sft": sft,
 }  # fmt: skip
 
 
@@ -217,30 +288,69 @@ def divergence_score(
     return -torch.expm1((-power * s).clamp(max=LARGEST_EXPONENT)) / power
 
 
+def loss_terms(text: str) -> dict[Loss, float]:
+    """Read a loss, or several with their weights: `sigmoid=0.8,sft=0.2` is {sigmoid: .8, sft: .2}.
+
+    A name without a weight has the weight 1. The weights need not sum to 1.
+
+    Raises:
+        ValueError: a name is unknown or stands twice, or a weight is no number above 0.
+    """
+    terms: dict[Loss, float] = {}
+    for item in text.split(","):
+        given, equals, number = (part.strip() for part in item.partition("="))
+        name = next((known for known in get_args(Loss) if known == given), None)
+        if name is None:
+            near = difflib.get_close_matches(given, get_args(Loss), 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(get_args(Loss))}"
+            raise ValueError(f"unknown loss {given!r}; {hint}")
+        if name in terms:
+            raise ValueError(f"{name} stands twice; give it one weight")
+        try:
+            terms[name] = float(number) if equals else 1.0
+        except ValueError:
+            terms[name] = math.nan
+        if not 0 < terms[name] < math.inf:
+            raise ValueError(f"the weight {number!r} of {name} is not a number above 0")
+    return terms
+
+
+def needs_reference(loss: str) -> bool:
+    """Tell whether a loss, or a term of it, compares the policy with the reference."""
+    return not loss_terms(loss).keys() <= set(REFERENCE_FREE)
+
+
 def check_loss(
-    loss: Loss,
+    loss: str,
     beta: float = 0.1,
     label_smoothing: float = 0.0,
     divergence: Divergence = "reverse-kl",
     divergence_alpha: float = 0.5,
+    constants: Constants = Constants(),
 ) -> None:
-    """Raise ValueError where these settings do not make a loss."""
-    if loss not in get_args(Loss):
-        raise ValueError(f"unknown loss {loss!r}; there are {', '.join(get_args(Loss))}")
+    """Raise ValueError where these settings do not make a loss.
+
+    Label smoothing needs a term that defines it, and acts on such terms alone. Another divergence
+    needs a term that it is defined for, and none that sees the reference in another way.
+    """
+    terms = loss_terms(loss)
     if divergence not in get_args(Divergence):
         raise ValueError(f"unknown divergence {divergence!r}; there are {get_args(Divergence)}")
     if not beta > 0 or not 0 <= label_smoothing < 0.5:
         raise ValueError(f"beta {beta} must be positive and 0 <= {label_smoothing} < 0.5")
-    if label_smoothing and loss not in SMOOTHED:
+    if label_smoothing and not terms.keys() & set(SMOOTHED):
         raise ValueError(
             f"label smoothing is defined for the losses {', '.join(SMOOTHED)}, not for {loss}"
         )
-    if loss == "exo" and not label_smoothing:
+    if "exo" in terms and not label_smoothing:
         raise ValueError("the loss exo needs label smoothing above 0; its paper takes 0.001")
-    if divergence != "reverse-kl" and loss not in DIVERGENT:
+    compared = terms.keys() - set(REFERENCE_FREE)
+    if divergence != "reverse-kl" and not (compared and compared <= set(DIVERGENT)):
         raise ValueError(
             f"the divergence {divergence} is defined for the losses {', '.join(DIVERGENT)}, which "
-            f"compare the two answers, not for {loss}"
+            f"compare the two answers, not for {', '.join(compared - set(DIVERGENT)) or loss}"
         )
     if not 0 < divergence_alpha < 1:
         raise ValueError(f"divergence_alpha {divergence_alpha} must be between 0 and 1")
+    if not all(0 <= value < math.inf for value in constants):
+        raise ValueError(f"{constants} must be finite, and 0 or more")

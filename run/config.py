@@ -16,7 +16,16 @@ import yaml
 from data import TextSettings, split_share
 from data.batches import BatchBy, Shuffle, WeightBy
 from data.text import OnBadRows, PairsOf, Rewritten, Template, Truncate
-from dpo import Divergence, Loss, Measure, Schedule, check_loss
+from dpo import (
+    Constants,
+    Divergence,
+    Loss,
+    Measure,
+    Schedule,
+    check_loss,
+    loss_terms,
+    needs_reference,
+)
 from lora.base.checkpointing import Checkpointing
 from lora.base.compiling import Compile
 from lora.base.quantise import Quantise
@@ -85,7 +94,14 @@ class Config:
     beta: float = flag(
         0.1, "a larger one keeps the policy closer to the reference", "above 0", group="DPO"
     )
-    loss: Loss = flag("sigmoid", "the formula; docs/math.md has them all")
+    loss: str = flag(
+        "sigmoid", f"the formula: {', '.join(get_args(Loss))}; or several with weights, as in "
+        "sigmoid=0.8,sft=0.2; docs/math.md has them all"
+    )  # fmt: skip
+    dpop_lambda: float = flag(5.0, "of dpop: what a fall of the chosen answer costs", "0 or more")
+    simpo_gamma: float = flag(
+        0.5, "of simpo: gamma / beta nats a token are its target margin", "0 or more"
+    )
     label_smoothing: float = flag(
         0.0, "share of pairs assumed to be labelled the wrong way round", "0 or more and below 0.5"
     )
@@ -198,13 +214,13 @@ class Config:
                 raise UsageError(f"{_flag(item.name)} {value} must be {what}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{_flag(item.name)} {value} must be finite")
-        for what, wrong in self._contradictions().items():
-            if wrong:
-                raise UsageError(what)
         try:
             check_loss(**{k: v for k, v in self.loss_settings().items() if k != "sft_weight"})
         except ValueError as error:
             raise UsageError(f"--loss {self.loss}: {error}") from None
+        for what, wrong in self._contradictions().items():
+            if wrong:
+                raise UsageError(what)
         self.patterns("rank_pattern", int)
         self.patterns("alpha_pattern", float)
         self.given_to_template()
@@ -215,13 +231,16 @@ class Config:
 
     def _contradictions(self) -> dict[str, object]:
         """Return what to say of settings that contradict each other, and whether they do."""
+        terms, free = loss_terms(self.loss), not needs_reference(self.loss)
         return {
             f"--loss {self.loss} needs a question's answers in one step: --shuffle questions":
-                self.loss in ("group", "ranking") and self.shuffle == "pairs",
+                terms.keys() & {"group", "ranking"} and self.shuffle == "pairs",
             "--loss group compares the best answer alone; with --pairs all it is --loss ranking":
-                self.loss == "group" and self.pairs == "all",
+                "group" in terms and self.pairs == "all",
             "--loss ranking compares all answers; with --pairs best it is --loss group":
-                self.loss == "ranking" and self.pairs == "best",
+                "ranking" in terms and self.pairs == "best",
+            f"--loss {self.loss}: group compares the best answer alone, ranking all; choose one":
+                terms.keys() >= {"group", "ranking"},
             "--batch-by questions takes whole questions: --shuffle questions":
                 self.batch_by == "questions" and self.shuffle == "pairs",
             "--eval-every needs questions to measure: an --eval-fraction above 0, or --eval-data":
@@ -235,6 +254,10 @@ class Config:
                 self.reference == "adapter" and not self.adapter,
             f"--reference {self.reference} names a reference that --reference-free does without; "
             "leave one out": self.reference != "auto" and self.reference_free,
+            f"--reference-sync moves a reference that --loss {self.loss} does without":
+                self.reference_sync and free,
+            f"--reference {self.reference} names a reference that --loss {self.loss} does without":
+                self.reference != "auto" and free,
             "--shard on is for bases that are not quantised; leave one out":
                 self.shard == "on" and self.quantize != "none",
             "--shard on and --compile on do not go together; choose one":
@@ -252,7 +275,8 @@ class Config:
         names = (
             "beta", "loss", "label_smoothing", "divergence", "divergence_alpha", "sft_weight",
         )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        constants = Constants(self.dpop_lambda, self.simpo_gamma)
+        return {name: getattr(self, name) for name in names} | {"constants": constants}
 
     def text_settings(self, tokenizer: Any, limit: int | None = None) -> TextSettings:
         """Return what decides the token ids; `limit` is the longest text that the model reads.
@@ -281,7 +305,12 @@ class Config:
     @property
     def every_pair(self) -> bool:
         """Tell whether each answer is compared with each of lower grade."""
-        return self.pairs == "all" or self.loss == "ranking"
+        return self.pairs == "all" or "ranking" in loss_terms(self.loss)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Tell whether the loss compares the policy with a reference."""
+        return not self.reference_free and needs_reference(self.loss)
 
     def given_to_template(self) -> dict[str, Any]:
         """Return what the chat template is given besides: `enable_thinking=false` is False.

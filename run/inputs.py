@@ -46,7 +46,7 @@ def resolve_auto(config: Config) -> Config:
         name, why = lora.choose_model(lora.choose_device(config.device))
         config = replace(config, model=name)
         print(f"Model: {name}, since {why}; --model chooses another.", flush=True)
-    if config.starts_at_reference and not config.reference_free:
+    if config.starts_at_reference and config.needs_reference:
         config = replace(config, reference="adapter")
     return config
 

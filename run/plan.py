@@ -182,7 +182,7 @@ def epoch_flops(work: Work, body: int, head: int) -> float:
     )
     anchors = tokens_of(work.config) * len(work.questions.train)
     epochs = work.steps.pairs / max(sum(work.steps.counts), 1)
-    reference = 0 if work.config.reference_free else 1
+    reference = 1 if work.config.needs_reference else 0
     forward = [t * reference + 2 * h for t, h in zip(train, held_out, strict=True)]
     both = [2 * (t + anchors) * epochs for t in train]
     forward = [tokens + anchors for tokens in forward]  # drawn token by token

@@ -23,14 +23,14 @@ class Reference:
 
     It is the frozen base, which is the policy with its adapters off; or the adapter that the run
     started from (`--adapter`, unless `--reference base`); or the policy of some steps ago
-    (`--reference-sync`, TR-DPO); or none (`--reference-free`), which scores every answer 0. One
-    that does not move scores each distinct answer once, and its scores are kept on disk from run
-    to run.
+    (`--reference-sync`, TR-DPO); or none, which scores every answer 0 (`--reference-free`, or a
+    loss that has no use for one). One that does not move scores each distinct answer once, and its
+    scores are kept on disk from run to run.
     """
 
     def __init__(self, config: Config, model: Any, base_hash: str) -> None:
         self.model = model
-        self.free, self.every = config.reference_free, config.reference_sync
+        self.free, self.every = not config.needs_reference, config.reference_sync
         self.hash = base_hash  # of all that its scores depend on but the token ids
         self._start: list[Tensor] = []  # the adapter that is the reference, if one is
         self._moved: list[Tensor] = []  # the policy of some steps ago
@@ -103,8 +103,9 @@ def starting_reference(config: Config) -> str:
 
 def in_words(config: Config) -> str:
     """Say which reference a run has, whether it moves, and how to choose the other one."""
-    if config.reference_free:
-        return "none: answers are scored by log pi(y|x) alone (--reference-free)"
+    if not config.needs_reference:
+        why = "--reference-free" if config.reference_free else f"--loss {config.loss}"
+        return f"none: answers are scored by log pi(y|x) alone ({why})"
     every = config.reference_sync
     moves = f"; every {f'{every} steps' if every != 1 else 'step'} the policy" if every else ""
     other = " (--reference base takes the bare base)" if config.starts_at_reference else ""

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dpo import dpo_loss
+from dpo import Constants, dpo_loss
 
 
 def loss_of(margin, beta=1.0, **more):
@@ -93,6 +93,12 @@ def test_the_loss_is_per_pair_in_the_inputs_dtype_and_rewards_carry_no_gradient(
         ({"loss": "sigmoid-norm"}, "needs chosen_lengths and rejected_lengths"),
         ({"loss": "group"}, "needs the question of each pair"),
         ({"sft_weight": 1.0}, "needs chosen_lengths"),
+        ({"loss": "sft"}, "needs chosen_lengths"),
+        ({"loss": "simpo"}, "needs chosen_lengths and rejected_lengths"),
+        ({"loss": "orpo"}, "needs chosen_lengths and rejected_lengths"),
+        ({"loss": "sigmoid,group=2"}, "needs the question of each pair"),
+        ({"loss": "dpop", "constants": Constants(dpop_lambda=-1.0)}, "dpop_lambda=-1.0.* 0 or"),
+        ({"loss": "simpo", "constants": Constants(simpo_gamma=math.nan)}, "simpo_gamma=nan"),
     ],
 )
 def test_settings_that_make_no_loss_are_refused_by_name(more, complaint):

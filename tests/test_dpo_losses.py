@@ -8,15 +8,26 @@ import pytest
 import torch
 
 from dpo import Loss, dpo_loss
-from dpo.losses import DIVERGENT, FORMULAS, divergence_score
+from dpo.losses import (
+    DIVERGENT,
+    FORMULAS,
+    REFERENCE_FREE,
+    Constants,
+    divergence_score,
+    log_odds,
+    loss_terms,
+    needs_reference,
+)
 
 # The family. A pair has c = s+ and r = s-; with beta 1 and answers of one token, m = c - r.
+# Without a reference, c and r are log pi(y+) and log pi(y-) themselves.
 
 
 def family(name, c, r=0.0, beta=1.0, dtype=torch.float64, lengths=(1, 1), **more):
-    """(loss, d loss/dc, d loss/dr) of one pair."""
+    """(loss, d loss/dc, d loss/dr) of one pair; dpop's lambda is 1 and simpo's gamma ln 3."""
     if name in ("robust", "exo"):
         more.setdefault("label_smoothing", 0.25)
+    more.setdefault("constants", Constants(dpop_lambda=1.0, simpo_gamma=LN3))
     c, r = (torch.tensor([x], dtype=dtype, requires_grad=True) for x in (c, r))
     zero = torch.zeros(1, dtype=dtype)
     loss = dpo_loss(
@@ -25,7 +36,7 @@ def family(name, c, r=0.0, beta=1.0, dtype=torch.float64, lengths=(1, 1), **more
         chosen_answers=torch.tensor([2]), **more,
     ).loss  # fmt: skip
     loss.sum().backward()
-    return loss.item(), c.grad.item(), r.grad.item()
+    return loss.item(), *(0.0 if x.grad is None else x.grad.item() for x in (c, r))
 
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -71,11 +82,19 @@ BY_HAND = {
     "sigmoid-norm": (LN2, math.log(4 / 3), math.log(4), -1 / 2, 1 / 2),
     "group": (LN2, math.log(4 / 3), math.log(4), -1 / 2, 1 / 2),
     "ranking": (LN2, math.log(4 / 3), math.log(4), -1 / 2, 1 / 2),
+    # -ln 3 - 1 max(0, ln 3) = -2 ln 3, softplus(2 ln 3) = ln (1 + 9); the penalty is flat at c = 0
+    "dpop": (LN2, math.log(4 / 3), math.log(10), -1 / 2, 1 / 2),
+    # softplus(gamma - m), gamma = ln 3: softplus(ln 3), softplus(0), softplus(2 ln 3)
+    "simpo": (math.log(4), LN2, math.log(10), -3 / 4, 3 / 4),
+    "sft": (0, -LN3, LN3, -1, 0),
 }
+# At c = 0 an answer is certain and its odds infinite, so that orpo has its numbers further down.
+NAMES = (*BY_HAND, "orpo")
+A_TOKEN = ("ipo", "sigmoid-norm", "simpo", "orpo", "sft")  # those that divide sums by lengths
 
 
 def test_every_loss_of_the_family_has_its_numbers_here():
-    assert set(BY_HAND) == {"sigmoid", *FORMULAS} == set(get_args(Loss))
+    assert set(NAMES) == {"sigmoid", *FORMULAS} == set(get_args(Loss))
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -86,7 +105,7 @@ def test_values_at_0_and_ln_3_and_slopes_at_0_by_hand(name):
     assert family(name, -LN3)[0] == pytest.approx(at_minus, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", sorted(set(BY_HAND) - {"ipo", "sppo"}))
+@pytest.mark.parametrize("name", sorted(set(BY_HAND) - {"ipo", "sppo", "sft"}))
 def test_beta_scales_the_log_ratios(name):
     assert family(name, 2 * LN3, -LN3, 0.5)[0] == pytest.approx(family(name, LN3, -LN3 / 2)[0])
 
@@ -102,8 +121,16 @@ def test_lengths_divide_the_sums_of_ipo_and_sigmoid_norm_by_hand():
     assert family("ipo", 6.0, 4.0, lengths=(3, 4))[0] == pytest.approx((1 - 1 / 2) ** 2)
     normed = family("sigmoid-norm", 3 * LN3 + 3, 4.0, lengths=(3, 4))[0]
     assert normed == pytest.approx(math.log(4 / 3))
-    for name in set(BY_HAND) - {"ipo", "sigmoid-norm"}:
+    for name in set(NAMES) - set(A_TOKEN):
         assert family(name, 1.0, 2.0, lengths=(3, 4)) == family(name, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("name", A_TOKEN)
+def test_sums_over_n_tokens_are_n_times_what_one_token_has(name):
+    """And their slopes a n-th of it."""
+    loss, slope_c, slope_r = family(name, -0.5, -1.5)
+    expected = (loss, slope_c / 3, slope_r / 4)
+    assert family(name, -1.5, -6.0, lengths=(3, 4)) == pytest.approx(expected)
 
 
 def test_apo_down_by_hand_where_it_differs_from_apo_zero():
@@ -118,11 +145,13 @@ def test_label_smoothing_of_zero_is_the_loss_without_it():
     assert family("sigmoid", 1.3, label_smoothing=0.0) == family("sigmoid", 1.3)
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", NAMES)
 def test_which_losses_see_the_margin_alone(name):
     """Shifting both answers changes nothing for those that compare them, and for others it does."""
-    shifted, still = family(name, 1.5, 0.5)[0], family(name, 1.0, 0.0)[0]
-    looks_at_each = name in ("nca", "bco", "sppo", "apo-zero", "apo-down")
+    shifted, still = family(name, -0.5, -1.5)[0], family(name, -1.0, -2.0)[0]
+    looks_at_each = name in (
+        "nca", "bco", "sppo", "apo-zero", "apo-down", "dpop", "orpo", "sft",
+    )  # fmt: skip
     assert (shifted != pytest.approx(still)) == looks_at_each
 
 
@@ -130,7 +159,7 @@ def test_which_losses_see_the_margin_alone(name):
 def test_which_losses_treat_both_answers_alike(name):
     """Exchanging (c, r) for (-r, -c): chosen up as much as rejected down."""
     alike = family(name, 1.0, 0.25)[0] == pytest.approx(family(name, -0.25, -1.0)[0])
-    assert alike == (name not in ("nca", "apo-down"))
+    assert alike == (name not in ("nca", "apo-down", "dpop", "sft"))
 
 
 @pytest.mark.parametrize("name", sorted({"sigmoid", "group", "sigmoid-norm", "robust"}))
@@ -140,7 +169,7 @@ def test_the_logistic_ones_differ_by_the_margin_when_the_label_is_flipped(name):
     assert flipped == pytest.approx(-0.7 * (2 if name == "robust" else 1))
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("c", [1e6, -1e6, 1e4, -1e4])
 def test_every_loss_and_its_gradient_are_finite_at_any_margin(name, dtype, c):
@@ -148,7 +177,7 @@ def test_every_loss_and_its_gradient_are_finite_at_any_margin(name, dtype, c):
     assert all(map(math.isfinite, family(name, 0.0, c, dtype=dtype)))
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_every_loss_keeps_the_dtype_and_gives_a_number_a_pair(name, dtype):
     e = 0.25 if name in ("robust", "exo") else 0.0
@@ -158,13 +187,16 @@ def test_every_loss_keeps_the_dtype_and_gives_a_number_a_pair(name, dtype):
         rejected_lengths=torch.ones(3), questions=torch.arange(3), chosen_answers=torch.arange(3),
     )  # fmt: skip
     assert result.loss.shape == (3,) and result.chosen_rewards.dtype == dtype
-    assert result.loss.dtype == dtype or name in ("ipo", "sigmoid-norm")  # lengths are wider
+    assert result.loss.dtype == dtype or name in A_TOKEN  # lengths are wider
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", (*NAMES, "orpo=0.3,dpop=2,sigmoid"))
 def test_every_gradient_by_finite_differences(name):
     torch.manual_seed(0)
-    scores = [torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    scores = [torch.randn(6, dtype=torch.float64) for _ in range(2)]
+    if "orpo" in name:  # which is for log-probs
+        scores = [x - 3 for x in scores]
+    scores = [x.requires_grad_() for x in scores]
     lengths = torch.tensor([1.0, 2, 3, 4, 5, 6], dtype=torch.float64)
     more = {"label_smoothing": 0.1} if name in ("robust", "exo") else {}
 
@@ -178,9 +210,9 @@ def test_every_gradient_by_finite_differences(name):
     assert torch.autograd.gradcheck(loss, scores)
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*REFERENCE_FREE}))
 def test_only_policy_against_reference_counts(name):
-    """Adding to both sides of a log-ratio changes nothing, whatever the loss."""
+    """Adding to both sides of a log-ratio changes nothing, but for losses without a reference."""
     torch.manual_seed(0)
     pc, pr, rc, rr = torch.randn(4, 5, dtype=torch.float64)
     more = {
@@ -190,6 +222,217 @@ def test_only_policy_against_reference_counts(name):
     }  # fmt: skip
     loss = dpo_loss(pc, pr, rc, rr, **more).loss
     torch.testing.assert_close(dpo_loss(pc + 7, pr - 3, rc + 7, rr - 3, **more).loss, loss)
+
+
+# Without a reference
+
+
+@pytest.mark.parametrize("name", REFERENCE_FREE)
+def test_losses_without_a_reference_see_the_policy_alone_and_rewards_stay_log_ratios(name):
+    scores = torch.tensor([[-2.0], [-5.0], [-3.0], [-4.0]])
+    more = {"loss": name, "beta": 0.5, "chosen_lengths": torch.tensor([2])}
+    more["rejected_lengths"] = torch.tensor([3])
+    found = dpo_loss(*scores, **more)
+    free = dpo_loss(*scores[:2], *torch.zeros(2, 1), **more)
+    assert torch.equal(found.loss, free.loss) and not needs_reference(name)
+    assert (found.chosen_rewards.item(), found.rejected_rewards.item()) == (0.5, -0.5)
+    assert (free.chosen_rewards.item(), free.rejected_rewards.item()) == (-1.0, -2.5)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*REFERENCE_FREE}))
+def test_all_other_losses_ask_for_the_reference_alone_and_in_mixtures(name):
+    assert needs_reference(name) and needs_reference(f"sft,{name}=0.1")
+    assert not needs_reference("simpo,orpo=2,sft")
+
+
+def test_dpop_by_hand():
+    """Its penalty is for a chosen answer below the reference, and for nothing else.
+
+    c = -ln 2, r = -3 ln 2, lambda = 3: c - r - 3 ln 2 = -ln 2 and softplus(ln 2) = ln 3, with
+    sigma(ln 2) = 2/3. So the slope in c is -(1 + 3) 2/3, and in r 2/3. At c = +ln 2 it is DPO.
+    """
+    constants = Constants(dpop_lambda=3.0)
+    fallen = family("dpop", -LN2, -3 * LN2, constants=constants)
+    assert fallen == pytest.approx((math.log(3), -8 / 3, 2 / 3))
+    halved = family("dpop", -2 * LN2, -6 * LN2, 0.5, constants=constants)  # beta acts on it all
+    assert halved == pytest.approx((math.log(3), -4 / 3, 1 / 3))
+    assert family("dpop", LN2, -LN2, constants=constants) == family("sigmoid", LN2, -LN2)
+    none = Constants(dpop_lambda=0.0)
+    assert family("dpop", -LN2, LN2, constants=none) == family("sigmoid", -LN2, LN2)
+
+
+def test_under_dpop_a_chosen_answer_that_fell_rises_however_far_the_pair_is_won():
+    """DPO's slope in c is near zero once r has fallen far; that of dpop at c = -1 is not.
+
+    c = -1, r = -20, lambda = 50: the margin 19 is won, 19 - 50 is lost, sigma(31) = 1: slope -51.
+    """
+    assert family("sigmoid", -1.0, -20.0)[1] == pytest.approx(0, abs=1e-8)
+    found = family("dpop", -1.0, -20.0, constants=Constants(dpop_lambda=50.0))
+    assert found[1] == pytest.approx(-51)
+
+
+def test_simpo_by_hand():
+    """log pi(y+) = -2 over 2 tokens, log pi(y-) = -9 over 3: 2 nats a token apart.
+
+    beta = ln 3 and gamma = ln 3: 2 ln 3 - ln 3, softplus(-ln 3) = ln 4/3, sigma(-ln 3) = 1/4; the
+    slopes are -beta/4 over 2 tokens and beta/4 over 3. gamma / beta = 2 is reached: ln 2.
+    """
+    found = family("simpo", -2.0, -9.0, LN3, lengths=(2, 3))
+    assert found == pytest.approx((math.log(4 / 3), -LN3 / 8, LN3 / 12))
+    reached = family("simpo", -2.0, -9.0, 0.3, lengths=(2, 3), constants=Constants(simpo_gamma=0.6))
+    assert reached[0] == pytest.approx(LN2)
+
+
+def test_simpo_without_a_margin_is_sigmoid_norm_without_a_reference():
+    none = Constants(simpo_gamma=0.0)
+    for c, r in [(-3.0, -1.0), (-0.5, -8.0)]:
+        simpo = family("simpo", c, r, 2.0, lengths=(2, 5), constants=none)
+        assert simpo == pytest.approx(family("sigmoid-norm", c, r, 2.0, lengths=(2, 5)))
+
+
+def test_orpo_by_hand():
+    """Chances a token of 3/4 and 1/4 have the odds 3 and 1/3, whose quotient is 9.
+
+    -log sigma(ln 9) = ln 10/9, so the loss is ln 4/3 + beta ln 10/9. A log odds rises by 1/(1 - P)
+    a nat: 4 and 4/3. sigma(-ln 9) = 1/10: the slopes are -1 - beta 4/10 and beta (4/3)/10.
+    """
+    found = family("orpo", math.log(3 / 4), math.log(1 / 4), 0.5)
+    expected = (math.log(4 / 3) + 0.5 * math.log(10 / 9), -1 - 0.5 * 4 / 10, 0.5 * 4 / 30)
+    assert found == pytest.approx(expected)
+    both = family("orpo", math.log(1 / 2), math.log(1 / 2), 0.5)
+    assert both[0] == pytest.approx(LN2 + 0.5 * LN2)
+
+
+@pytest.mark.parametrize("chance", [1e-300, 1e-6, 0.1, 0.4999, 0.5001, 0.9, 1 - 1e-6, 1 - 1e-12])
+def test_log_odds_against_the_quotient(chance):
+    found = log_odds(torch.tensor(chance, dtype=torch.float64).log())
+    assert found.item() == pytest.approx(math.log(chance / (1 - chance)), rel=1e-5)
+
+
+def test_log_odds_keep_their_digits_in_float32_near_certainty():
+    """1 - e^-1e-6 = 1e-6 - 5e-13; formed from the rounded e^-1e-6 it would be 9.5e-7."""
+    found = log_odds(torch.tensor(-1e-6)).item()
+    assert found == pytest.approx(-math.log(1e-6), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_orpo_is_finite_where_answers_are_certain_or_impossible(dtype):
+    """The odds of a certain answer are held at 1 / eps, and those of a chance of e^-10,000 are it.
+
+    Against a rejected answer of chance 1/2, whose log odds are 0: softplus(-ln 1/eps) = 0, and
+    ln 2 + ln 1/eps the other way round. An impossible one: 10,000 + 10,000.
+    """
+    most = -math.log(torch.finfo(dtype).eps)
+    assert family("orpo", 0.0, -LN2, dtype=dtype)[0] == pytest.approx(0, abs=1e-6)
+    assert family("orpo", -LN2, 0.0, dtype=dtype)[0] == pytest.approx(LN2 + most, rel=1e-6)
+    assert family("orpo", -1e4, -LN2, dtype=dtype)[0] == pytest.approx(2e4)
+    edges = (0.0, -1e-45, -1e-30, -1e-9, -1e-7, -1e4)
+    for c, r in itertools.product(edges, edges):
+        loss, slope_c, slope_r = family("orpo", c, r, dtype=dtype)
+        assert all(map(math.isfinite, (loss, slope_c, slope_r)))
+        assert slope_c <= -1 and slope_r >= 0
+
+
+def test_the_sft_loss_is_the_sft_term_alone():
+    """log pi(y+) = -6 over 3 tokens: 2, its slope -1/3; the rejected answer has no part in it."""
+    assert family("sft", -6.0, -1.0, lengths=(3, 1)) == pytest.approx((2, -1 / 3, 0))
+    both = family("sigmoid", -6.0, -1.0, lengths=(3, 1), sft_weight=0.5)
+    assert family("sigmoid,sft=0.5", -6.0, -1.0, lengths=(3, 1)) == pytest.approx(both)
+
+
+# Mixtures
+
+
+@pytest.mark.parametrize(
+    "text, terms",
+    [
+        ("sigmoid", {"sigmoid": 1.0}),
+        ("sigmoid=0.8,sft=0.2", {"sigmoid": 0.8, "sft": 0.2}),
+        ("apo-zero , sft = 1e-1", {"apo-zero": 1.0, "sft": 0.1}),
+        ("hinge=3", {"hinge": 3.0}),
+    ],
+)
+def test_a_loss_is_read_as_names_and_weights(text, terms):
+    assert loss_terms(text) == terms
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("sigmund", "unknown loss 'sigmund'; did you mean sigmoid\\?"),
+        ("xyz=1", "unknown loss 'xyz'; there are sigmoid, hinge"),
+        ("", "unknown loss ''; there are"),
+        ("sigmoid,", "unknown loss ''; there are"),
+        ("sigmoid=much", "the weight 'much' of sigmoid is not a number above 0"),
+        ("sigmoid=", "the weight '' of sigmoid"),
+        ("sft=0.2,sigmoid=0", "the weight '0' of sigmoid"),
+        ("sigmoid=-1", "the weight '-1' of sigmoid"),
+        ("sigmoid=nan", "the weight 'nan' of sigmoid"),
+        ("sigmoid=inf", "the weight 'inf' of sigmoid"),
+        ("sigmoid=0.5,sft,sigmoid=0.5", "sigmoid stands twice"),
+    ],
+)
+def test_a_loss_that_cannot_be_read_is_refused_by_what_is_wrong(text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        loss_terms(text)
+
+
+def test_a_mixture_by_hand():
+    """At c = -ln 3, r = 0 and one token: .8 ln 4 + .2 ln 3, the slopes -.8 3/4 - .2 and .8 3/4."""
+    found = family("sigmoid=0.8,sft=0.2", -LN3)
+    assert found == pytest.approx((0.8 * math.log(4) + 0.2 * LN3, -0.8, 0.6))
+
+
+def test_each_term_of_a_mixture_sees_what_it_would_see_alone():
+    """The policy's -4 over 2 tokens is 2 nats a token; it is ln 3 above the reference: ln 4/3."""
+    chosen, reference = torch.tensor([-4.0]), torch.tensor([-4.0 - LN3])
+    other = torch.tensor([-7.0])
+    found = dpo_loss(
+        chosen, other, reference, other, 1.0, "sigmoid,sft", chosen_lengths=torch.tensor([2])
+    )
+    assert found.loss.item() == pytest.approx(math.log(4 / 3) + 2)
+    assert found.chosen_rewards.item() == pytest.approx(LN3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mixture_is_the_weighted_sum_of_its_terms(name):
+    """In the loss of each pair and in both slopes; the weights are not brought to a sum of 1."""
+    other = "sppo" if name == "hinge" else "hinge"
+    one, two = (family(n, -1.25, -4.0, 0.5, lengths=(3, 5)) for n in (name, other))
+    more = {"label_smoothing": 0.25} if name in ("robust", "exo") else {}
+    found = family(f"{name}=0.75,{other}=2", -1.25, -4.0, 0.5, lengths=(3, 5), **more)
+    assert found == pytest.approx([0.75 * a + 2 * b for a, b in zip(one, two, strict=True)])
+
+
+def test_label_smoothing_acts_on_the_terms_that_define_it_and_on_no_other():
+    """e = 1/4 at m = ln 3: 3/4 ln 4/3 + 1/4 ln 4 for sigmoid, and hinge's 0 stays."""
+    smoothed = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
+    found = family("sigmoid=2,hinge", LN3, label_smoothing=0.25)[0]
+    assert found == pytest.approx(2 * smoothed)
+    with pytest.raises(ValueError, match="sigmoid, robust, exo, not for hinge,sft"):
+        family("hinge,sft", LN3, label_smoothing=0.25)
+    with pytest.raises(ValueError, match="exo needs label smoothing"):
+        family("sigmoid,exo", LN3, label_smoothing=0.0)
+
+
+def test_a_divergence_goes_with_terms_that_compare_answers_and_such_as_see_no_reference():
+    """Forward KL at s = ln 2: 1 - 1/2; hinge leaves 1/2 of it, and sft adds its -ln 2."""
+    found = family("hinge,sft", LN2, divergence="forward-kl")[0]
+    assert found == pytest.approx(1 - 1 / 2 - LN2)
+    for loss, wrong in [("sigmoid,bco", "bco"), ("dpop", "dpop"), ("sft,simpo", "sft,simpo")]:
+        with pytest.raises(ValueError, match=f"js is defined for .* not for {wrong}$"):
+            family(loss, LN3, divergence="js")
+
+
+def test_a_whole_question_in_a_mixture_by_hand():
+    """group as below, 6 / (6 + 1 + 2 + 3) = 1/2, and half of each pair's own hinge: 1 - m."""
+    rs = torch.tensor([0.0, LN2, LN3])
+    zero, one = torch.zeros(3), torch.zeros(3, dtype=torch.long)
+    loss = dpo_loss(
+        torch.full((3,), math.log(6)), rs, zero, zero, 1.0, "group,hinge=0.5", questions=one
+    ).loss
+    margins = (math.log(6), math.log(3), LN2)
+    assert loss.tolist() == pytest.approx([LN2 + max(0, 1 - m) / 2 for m in margins])
 
 
 # A whole question

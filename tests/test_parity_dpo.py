@@ -8,7 +8,7 @@ import torch
 from conftest import randomise, relative_error, small_model, small_tokenizer
 
 from data import Preference, encode, step_batches
-from dpo import answer_logps, dpo_loss
+from dpo import Constants, answer_logps, dpo_loss, loss_terms
 from lora import add_lora, save_adapter
 from lora.adapter import lora_layers
 
@@ -31,7 +31,11 @@ THEIR_NAMES = {
 def their_loss(
     token_logps, mask, reference, name, smoothing=0.0, divergence="reverse_kl", coef=0.5
 ):
-    """TRL's loss of a batch whose model gives these log-probs for each token: (2P, L - 1)."""
+    """TRL's loss of a batch whose model gives these log-probs for each token: (2P, L - 1).
+
+    `name` is one of ours, or a mixture.
+    """
+    terms = loss_terms(name)
     zeros = torch.zeros_like(token_logps)
     outputs = SimpleNamespace(
         log_probs=token_logps, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool()
@@ -43,7 +47,8 @@ def their_loss(
         ),
         aux_loss_enabled=False, ld_alpha=None, precompute_ref_logps=True, use_weighting=False,
         f_divergence_type=divergence, f_alpha_divergence_coef=coef, beta=BETA,
-        label_smoothing=smoothing, loss_types=[THEIR_NAMES.get(name, name)], loss_weights=[1.0],
+        label_smoothing=smoothing, loss_types=[THEIR_NAMES.get(name, name) for name in terms],
+        loss_weights=[*terms.values()],
         args=SimpleNamespace(discopop_tau=0.05), _metrics=defaultdict(lambda: defaultdict(list)),
         _total_train_tokens=0, _tp_size=1,
     )  # fmt: skip
@@ -129,6 +134,71 @@ def test_trls_sft_term_averages_over_the_tokens_of_a_batch_and_ours_over_each_an
     ours = our_loss(logps, reference, lengths, "sigmoid", sft_weight=1.0)
     ours = float(ours - our_loss(logps, reference, lengths, "sigmoid"))
     assert ours == pytest.approx(float((-logps[:PAIRS].sum(1) / chosen).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mixture", ["sigmoid=0.8,bco=0.2", "hinge=2,ipo=0.5,apo-zero=1", "sigmoid,sigmoid-norm=3"]
+)
+def test_a_mixture_is_that_of_trl(mixture):
+    logps, mask, reference, lengths = batch(0)
+    ours = our_loss(logps, reference, lengths, mixture)
+    theirs = their_loss(logps, mask, reference, mixture)
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-6)
+
+
+def means(logps, lengths):
+    """(chosen, rejected) log-probs a token, as TRL's trainers of CPO and ORPO take them."""
+    found = logps.sum(1) / lengths
+    return found[:PAIRS], found[PAIRS:]
+
+
+def their_cpo_loss(chosen, rejected, loss_type, gamma=0.5):
+    from trl.experimental.cpo import CPOTrainer
+
+    me = SimpleNamespace(
+        alpha=0.0, beta=BETA, loss_type=loss_type, simpo_gamma=gamma, label_smoothing=0.0,
+        accelerator=SimpleNamespace(device="cpu"),
+    )  # fmt: skip
+    return CPOTrainer.cpo_loss(me, chosen, rejected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.7])
+def test_simpo_is_that_of_trls_cpo_trainer_with_the_same_gamma(gamma):
+    """Each pair's loss. TRL divides gamma by beta and multiplies by beta again."""
+    logps, _, reference, lengths = batch(1)
+    theirs, *_ = their_cpo_loss(*means(logps, lengths), "simpo", gamma)
+    policy, constants = logps.sum(1), Constants(simpo_gamma=gamma)
+    ours = dpo_loss(
+        policy[:PAIRS], policy[PAIRS:], reference[:PAIRS], reference[PAIRS:], BETA, "simpo",
+        chosen_lengths=lengths[:PAIRS], rejected_lengths=lengths[PAIRS:], constants=constants,
+    ).loss  # fmt: skip
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_odds_ratio_of_orpo_is_that_of_trl():
+    """TRL returns beta log sigma(log odds ratio); what is left of our loss is -log pi(y+) / |y+|.
+
+    TRL takes that term over the prompt's tokens too, and over all tokens of a batch at once.
+    """
+    from trl.experimental.orpo import ORPOTrainer
+
+    logps, _, reference, lengths = batch(2)
+    chosen, rejected = means(logps, lengths)
+    me = SimpleNamespace(beta=BETA, accelerator=SimpleNamespace(device="cpu"))
+    theirs, *_ = ORPOTrainer.odds_ratio_loss(me, chosen, rejected)
+    ours = our_loss(logps, reference, lengths, "orpo")
+    assert float(ours) == pytest.approx(float((-chosen - theirs).mean()), rel=1e-6)
+
+
+def test_cpo_is_dpo_without_a_reference_and_the_sft_term():
+    """TRL's CPO adds the mean over a batch's tokens; ours each answer's own. The rest is equal."""
+    logps, _, reference, lengths = batch(3)
+    sums = logps.sum(1)
+    theirs, *_ = their_cpo_loss(sums[:PAIRS], sums[PAIRS:], "sigmoid")
+    none = torch.zeros_like(reference)
+    ours = our_loss(logps, none, lengths, "sigmoid", sft_weight=1.0)
+    chosen, _ = means(logps, lengths)
+    assert float(ours) == pytest.approx(float((theirs - chosen).mean()), rel=1e-6)
 
 
 # Whole steps: the same adapter, the same pairs, float32, no dropout.

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+from typing import get_args
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from conftest import QUESTIONS_CSV, ROOT, python_process
 from hub import hub
 
 import train
+from dpo import Loss
 from lora import ModelError
 from run.__main__ import COMMANDS, main
 from run.config import Config, parse
@@ -28,7 +30,11 @@ from run.errors import HubError, Stopped, UsageError
         ("--rank eight", "argument --rank: invalid int value: 'eight'"),
         ("--rank", "argument --rank: expected one argument"),
         ("--ran 8", "unrecognized arguments: --ran 8"),
-        ("--loss sigmund", "argument --loss: invalid choice: 'sigmund'"),
+        ("--loss sigmund", "--loss sigmund: unknown loss 'sigmund'; did you mean sigmoid?"),
+        ("--loss sigmoid=x", "--loss sigmoid=x: the weight 'x' of sigmoid is not a number above 0"),
+        ("--loss sft,sft=2", "--loss sft,sft=2: sft stands twice"),
+        ("--dpop-lambda -1", "--dpop-lambda -1.0 must be 0 or more"),
+        ("--simpo-gamma -1", "--simpo-gamma -1.0 must be 0 or more"),
         ("--rank 0", "--rank 0 must be 1 or more"),
         ("--alpha -1", "--alpha -1.0 must be above 0"),
         ("--dropout 1", "--dropout 1.0 must be 0 or more and below 1"),
@@ -58,6 +64,11 @@ from run.errors import HubError, Stopped, UsageError
         ("--loss hinge --label-smoothing 0.1", "--loss hinge: label smoothing is defined for"),
         ("--prompt-format Q:", "--prompt-format 'Q:' must hold {} once"),
         ("--reference-sync 3 --reference-free", "a reference that --reference-free does without"),
+        ("--reference-sync 3 --loss simpo", "a reference that --loss simpo does without"),
+        (
+            "--reference adapter --adapter a --loss orpo=1,sft=2",
+            "--reference adapter names a reference that --loss orpo=1,sft=2 does without",
+        ),
         ("--lr inf", "--lr inf must be finite"),
         ("--seed -1", "--seed -1 must be 0 or more"),
         ("--config none.yaml", "--config none.yaml: it cannot be read"),
@@ -80,7 +91,6 @@ def test_a_wrong_flag_or_value_is_one_line_and_status_2(argv, complaint, capsys)
         ("rank: 1.5", "argument --rank: invalid int value: '1.5'"),
         ("rank: [8]", "rank: [8] is no value"),
         ("rank: null", "rank: None is no value"),
-        ("loss: sigmund", "argument --loss: invalid choice: 'sigmund'"),
         ("merge: 1", "merge: 1 is no value"),
         ("target_modules: 3", "target_modules: 3 is no value"),
         ("target_modules: [1]", "target_modules: [1] is no value"),
@@ -127,6 +137,24 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path):
     config = parse(["--rank", "3", "--lr", "1e-5", "--target-modules", "a", "b", "--rslora"])
     config.save(tmp_path / "config.yaml")
     assert parse(["--config", str(tmp_path / "config.yaml")]) == config
+
+
+@pytest.mark.parametrize("loss", ["hinge", "sigmoid=0.8,sft=0.2", "apo-zero, sft = 1e-1"])
+def test_a_loss_or_a_mixture_in_a_file_is_that_of_the_flag(tmp_path, loss):
+    config = parse(["--loss", loss, "--dpop-lambda", "50", "--simpo-gamma", "1"])
+    config.save(tmp_path / "config.yaml")
+    assert parse(["--config", str(tmp_path / "config.yaml")]) == config and config.loss == loss
+    assert config.loss_settings()["constants"] == (50.0, 1.0)
+    (tmp_path / "plain.yaml").write_text(f"loss: {loss}\n")
+    assert parse(["--config", str(tmp_path / "plain.yaml")]).loss == loss
+
+
+def test_the_help_names_every_loss(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")  # no name is broken at its hyphen
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ", ".join(get_args(Loss)) in shown
 
 
 def test_local_paths_are_saved_whole_and_keywords_stay(tmp_path, monkeypatch):

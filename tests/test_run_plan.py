@@ -157,7 +157,9 @@ def test_the_flops_by_hand():
     )
     steps = Steps([2], 2, epochs=2, seed=0, shuffle="questions")
     assert epoch_flops(Work(Config(), questions, steps), 10, 100) == 4180
-    assert epoch_flops(Work(Config(reference_free=True), questions, steps), 10, 100) == 3440
+    for free in (Config(reference_free=True), Config(loss="simpo"), Config(loss="orpo,sft=2")):
+        assert epoch_flops(Work(free, questions, steps), 10, 100) == 3440
+    assert epoch_flops(Work(Config(loss="simpo,dpop"), questions, steps), 10, 100) == 4180
 
 
 def test_the_heaviest_step_is_found():

@@ -134,12 +134,13 @@ def test_a_yaml_file_names_sources_as_the_command_line_does(run, others, questio
     assert saved["data"] == [str(questions_csv), str(others)] and saved["eval_data"] == []
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "ranking"])
+@pytest.mark.parametrize("loss", ["sigmoid", "ranking", "ranking=0.5,sft"])
 def test_all_pairs_are_trained_on_and_every_answer_is_computed_once(run, loss):
     """26 pairs instead of 13, and the tokens of 5 tries with the correct answers in them."""
     how = {"eval_fraction": 0.0, "batch_by": "questions", "epochs": 2, "loss": loss}
     best = summary(run("best", **how | {"loss": "sigmoid"}))
-    every = summary(run("every", pairs="all", **how))
+    takes_all = {} if "ranking" in loss else {"pairs": "all"}
+    every = summary(run("every", **takes_all, **how))
     assert (best["pairs"], every["pairs"]) == (2 * 13, 2 * 26)
     assert best["steps"] == every["steps"] == 2  # 8 questions a step, of 5
     assert every["audit"]["as_tries"] * 2 == every["tokens"]["as_tries"]
@@ -188,6 +189,10 @@ def test_a_template_and_what_it_is_given_stay_with_the_run(run, tmp_path):
     [
         ("--loss group --pairs all", "with --pairs all it is --loss ranking"),
         ("--loss ranking --pairs best", "with --pairs best it is --loss group"),
+        ("--loss sft,group --pairs all", "with --pairs all it is --loss ranking"),
+        ("--loss sft,ranking=2 --pairs best", "with --pairs best it is --loss group"),
+        ("--loss group,ranking", "group compares the best answer alone, ranking all; choose one"),
+        ("--loss sft,group --shuffle pairs", "--loss sft,group needs a question's answers in one"),
         ("--loss ranking --shuffle pairs", "--loss ranking needs a question's answers in one step"),
         ("--batch-by questions --shuffle pairs", "--batch-by questions takes whole questions"),
         ("--template plain --template-kwargs a=1", "--template-kwargs are for --template chat"),

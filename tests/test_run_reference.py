@@ -95,8 +95,11 @@ def test_the_frozen_base_answers_from_scores_without_a_pass(model, batch, monkey
     assert reference.passes == 1 and reference.state_dict() == {}
 
 
-def test_without_a_reference_every_answer_scores_0(model, batch):
-    found = reference_of(model, reference_free=True).logps(batch)
+@pytest.mark.parametrize(
+    "free", [{"reference_free": True}, {"loss": "simpo"}, {"loss": "orpo,sft"}]
+)
+def test_without_a_reference_every_answer_scores_0(model, batch, free):
+    found = reference_of(model, **free).logps(batch)
     assert found.tolist() == [0.0] * batch.trees.answers
 
 
@@ -206,7 +209,7 @@ def test_a_reference_that_had_moved_goes_on_from_its_state(model, batch):
     assert torch.equal(again.logps(batch), expected) and again.passes == 2
 
 
-@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("free", [{}, {"reference_free": True}, {"loss": "orpo=1,sft=2"}], ids=str)
 def test_held_out_questions_are_scored_whole_and_others_as_far_as_pairs_use_them(
     tokenizer, questions_csv, tmp_path, own_cache, free, monkeypatch
 ):
@@ -218,7 +221,7 @@ def test_held_out_questions_are_scored_whole_and_others_as_far_as_pairs_use_them
     steps = Steps(questions.train.column("pairs").tolist(), 2, 1, 0, "questions", max_steps=2)
     model = small_model(vocab_size=len(tokenizer))
     lora.add_lora(model, rank=2, alpha=4)
-    reference = reference_of(model, reference_free=free)
+    reference = reference_of(model, **free)
     reference.score(Scorer(model), World(), questions, steps)
     used = {q for pairs in steps.from_step() for q, _ in pairs}
     assert 0 < len(used) < len(questions.train)
@@ -229,6 +232,6 @@ def test_held_out_questions_are_scored_whole_and_others_as_far_as_pairs_use_them
     assert read_cache(own_cache / "reference" / "hash.json") == reference.scores
 
     monkeypatch.setattr("dpo.scoring.answer_logps", None)  # nothing is scored again
-    again = Reference(Config(reference_free=free), model, "hash")
+    again = Reference(Config(**free), model, "hash")
     again.score(Scorer(model), World(), questions, steps)
     assert again.scores == reference.scores

@@ -167,8 +167,10 @@ def test_plain_rows_train_to_the_same_adapter_as_tries(run, monkeypatch):
 @pytest.mark.parametrize(
     "more",
     [
-        *({"loss": name} for name in get_args(Loss) if name not in ("sigmoid", "exo")),
+        *({"loss": name} for name in get_args(Loss) if name not in ("sigmoid", "exo", "sft")),
         {"loss": "exo", "label_smoothing": 0.01},
+        {"loss": "sigmoid=0.8,sft=0.2"},
+        {"loss": "ranking,orpo=0.5"},
         {"divergence": "js"},
         {"divergence": "alpha", "divergence_alpha": 0.3, "loss": "group"},
         {"sft_weight": 0.5},
@@ -189,7 +191,12 @@ def test_every_loss_falls_and_raises_the_margin(run, more):
 
 @pytest.mark.parametrize(
     "more",
-    [{"loss": "group"}, {"weight_by": "question"}, {"loss": "ranking", "batch_by": "questions"}],
+    [
+        {"loss": "group"},
+        {"weight_by": "question"},
+        {"loss": "ranking", "batch_by": "questions"},
+        {"loss": "group,orpo"},
+    ],
     ids=str,
 )
 def test_losses_on_whole_questions_do_not_depend_on_micro_batches_or_sharing(
@@ -231,9 +238,23 @@ def test_a_second_run_finds_the_reference_in_the_cache(run, capsys):
     assert "Reference: " not in capsys.readouterr().out
 
 
-def test_reference_free_training_starts_from_the_policys_own_margin(run):
-    first = log(run("free", reference_free=True, max_steps=1, beta=0.1))[0]
+@pytest.mark.parametrize("free", [{"reference_free": True}, {"loss": "simpo"}, {"loss": "sft"}])
+def test_reference_free_training_starts_from_the_policys_own_margin(run, free):
+    first = log(run("free", max_steps=1, beta=0.1, **free))[0]
     assert first["rewards/chosen"] == pytest.approx(0.1 * first["logps/chosen"], rel=1e-4)
+
+
+def test_a_mixture_of_one_term_of_weight_1_is_that_loss_and_the_sft_term_that_of_its_weight(run):
+    assert same(adapter(run("name")), adapter(run("term", loss="sigmoid=1")), 0)
+    mixed = adapter(run("mixed", loss="sigmoid,sft=0.5"))
+    assert same(mixed, adapter(run("weight", sft_weight=0.5)), 1e-5)
+
+
+def test_the_sft_loss_makes_the_chosen_answers_likely(run):
+    first, *_, last = log(
+        run("out", loss="sft", epochs=6, batch_size=20, grad_accum=1, batch_by="questions")
+    )
+    assert last["loss"] < first["loss"] and last["logps/chosen"] > first["logps/chosen"]
 
 
 def test_training_prefers_the_chosen_answers(run):
