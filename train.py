@@ -43,8 +43,7 @@ def backward(model: Any, batch: data.PairBatch, reference: Reference, config: Co
         chosen_lengths=batch.lengths[chosen], rejected_lengths=batch.lengths[rejected],
         questions=batch.questions, chosen_answers=chosen, **config.loss_settings(),
     )  # fmt: skip
-    # Weights sum to 1 over a step, however it is cut: eq. (15) of docs/math.md
-    loss = pairs.loss @ batch.weights
+    loss = pairs.loss @ batch.weights  # which sum to 1 over a step: eq. (15) of docs/math.md
     # KL(pi_ref || pi), from what the reference itself writes: eq. (24) of docs/math.md
     anchor = anchor_gaps(logps, batch, config.anchor_tokens) @ batch.anchor_weights
     (loss + config.anchor_weight * anchor).backward()
@@ -54,18 +53,17 @@ def backward(model: Any, batch: data.PairBatch, reference: Reference, config: Co
 
 def accumulate(training: Training, pairs: Sequence[data.Pair]) -> StepLog:
     """Leave the gradient of a whole step in the adapters, micro-batch by micro-batch."""
-    config = training.job.config
     while True:
         logs = []
         with training.budget:  # out of memory: gradients zeroed, budget halved, tried again
             for batch in training.micro_batches(pairs):
-                logs.append(backward(training.model, batch, training.reference, config))
+                logs.append(backward(training.model, batch, training.reference, training.config))
             return StepLog.joined(logs, stopped=training.job.stop.received)
 
 
 def loop(training: Training, optimizer: torch.optim.Optimizer) -> None:
     """Take every optimizer step that is left."""
-    config, total = training.job.config, training.steps.total
+    config, total = training.config, training.steps.total
     lora.train_adapters(training.model)  # dropout acts, on the LoRA path alone
     for step, pairs in training.remaining_steps():
         training.reference.follow(step)  # copies the policy, where --reference-sync is due

@@ -110,6 +110,7 @@ class Training:
         plan: Plan, check: dpo.SelfCheck,
     ) -> None:  # fmt: skip
         self.job, self.reference, self.questions, self.steps = job, reference, questions, steps
+        self.config = job.config
         self.plan, self.shared, self.sharded = plan, check.shared, plan.shards > 1
         self.model = model = reference.model
         self.parameters = lora.adapter_parameters(model)

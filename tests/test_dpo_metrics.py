@@ -90,7 +90,7 @@ def test_a_process_without_a_question_joins_with_an_empty_log():
     assert [column.tolist() for column in nothing.pairs] == [[]] * len(PairLog._fields)
     assert nothing[1:] == (0, 0, 0.0, 2)
     whole = StepLog.joined([nothing, part(0, 2, as_pairs=50, as_tries=20)])
-    assert whole.pairs.loss.tolist() == [0, 1] and whole[1:] == (50, 20, 2)
+    assert whole.pairs.loss.tolist() == [0, 1] and whole[1:] == (50, 20, 0.0, 2)
 
 
 def test_metrics_that_are_not_finite_are_named():
