@@ -96,16 +96,16 @@ def dial_figure(dial: Sequence[Mapping[str, Any]], size: float, width: float = 1
 
 
 def _draw_gains(axes: Any, dial: Sequence[Mapping[str, Any]], size: float) -> None:
-    """Draw what each size gains against its KL; sizes stand over their points."""
+    """Draw what each size gains against its KL; sizes stand below their points."""
     costs = [point["kl_per_token"] for point in dial]
     gains = {name: [100 * (p[name] - dial[0][name]) for p in dial] for name in GAINS}
     for (name, label), (color, marker) in zip(GAINS.items(), COLOURS, strict=False):
         axes.plot(costs, gains[name], color=color, marker=marker, markersize=5, label=label)
-    for point, cost, tops in zip(dial, costs, zip(*gains.values(), strict=True), strict=True):
+    for point, cost, here in zip(dial, costs, zip(*gains.values(), strict=True), strict=True):
         weight = "bold" if point["scale"] == size else "normal"
         axes.annotate(
-            f"{point['scale']:.3g}", (cost, max(tops)), (0, 7), textcoords="offset points",
-            ha="center", fontsize=8, weight=weight,
+            f"{point['scale']:.3g}", (cost, min(here)), (5, -11), textcoords="offset points",
+            fontsize=8, weight=weight,
         )  # fmt: skip
     axes.margins(x=0.06, y=0.12)
     axes.set_title("gain on held-out questions, points, at each size", fontsize=10)
@@ -119,6 +119,8 @@ def _draw_rises(axes: Any, dial: Sequence[Mapping[str, Any]], size: float) -> No
     for kind, values, (color, marker) in zip(kinds, rises, COLOURS, strict=False):
         percent = [100 * value for value in values]
         axes.plot(sizes, percent, color=color, marker=marker, markersize=5, label=kind)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -1), max(high, 1))  # less than a percent looks like nothing
     axes.axvline(size, color=GREY, linewidth=1, linestyle="--")
     axes.set_xticks(sizes, [f"{s:.3g}" for s in sizes])
     axes.set_title("rise of the perplexity of neutral text, %", fontsize=10)
