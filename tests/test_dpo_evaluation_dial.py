@@ -53,7 +53,11 @@ def point(scale, mc1, kl, prose, code):
     return Point.of(scale, measured, drift)._asdict()
 
 
-DIAL = [point(0.0, 0.2, 0.0, 20.0, 4.0), point(0.5, 0.3, 0.1, 21.0, 4.0), point(1.0, 0.4, 0.3, 30.0, 5.0)]  # fmt: skip
+DIAL = [
+    point(0.0, 0.2, 0.0, 20.0, 4.0),
+    point(0.5, 0.3, 0.1, 21.0, 4.0),
+    point(1.0, 0.4, 0.3, 30.0, 5.0),
+]
 
 
 def test_a_point_has_what_was_measured_and_what_it_cost():
