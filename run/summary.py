@@ -12,7 +12,7 @@ from run.measuring import hardware, peak_memory
 from run.training import Training
 
 
-def write_outcome(folder: Path, found: dpo.Outcome | None, size: float = 1.0) -> None:
+def write_outcome(folder: Path, found: dpo.Outcome | None, size: float) -> None:
     """Write evaluation.json, samples.json and three pictures; the adapter has this size.
 
     Where nothing was held out, nothing is known: evaluation.json has no questions.

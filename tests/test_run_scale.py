@@ -149,10 +149,12 @@ def test_auto_leaves_the_largest_size_whose_cost_is_within_the_limit(run, capsys
 
 
 def test_auto_needs_no_held_out_questions(run):
-    folder = run("out", merge=False, eval_fraction=0.0, scale="auto", max_drift=0.001)
-    size = read(folder, "summary")["scale"]
-    assert 0 < size < 1 and read(folder, "evaluation") == {"questions": 0}
     whole = run("whole", merge=False, eval_fraction=0.0)
+    limit = dpo.rise(text_perplexities(whole, 0), text_perplexities(whole, 0.6))
+    settings = {"eval_fraction": 0.0, "scale": "auto", "max_drift": 1.001 * limit}
+    folder = run("out", merge=False, **settings)
+    size = read(folder, "summary")["scale"]
+    assert size == 38 / 64 and read(folder, "evaluation") == {"questions": 0}  # the last below .6
     check_size(adapter(folder), adapter(whole), size)
     assert not (folder / "dial.png").exists()
 
