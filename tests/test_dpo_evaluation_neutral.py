@@ -34,6 +34,18 @@ def test_there_are_about_1000_tokens_of_each_kind_in_paragraphs_that_all_differ(
     assert len(set(every)) == len(every) == 45
 
 
+def test_a_tokenizer_of_letters_reads_the_first_paragraphs_alone(monkeypatch):
+    """Of 2,900 tokens a kind, as many paragraphs as 1,200 tokens hold."""
+    monkeypatch.setattr(neutral, "FOLDER", Path(neutral.__file__).with_name("neutral"))
+    tokenizer = small_tokenizer()
+    for kind, parts in neutral_texts(tokenizer).items():
+        text = (neutral.FOLDER / f"{kind}.txt").read_text(encoding="utf-8")
+        every = paragraphs(text, tokenizer)
+        assert parts == every[: len(parts)] and 2 <= len(parts) < len(every)
+        read, more = (sum(len(a) for _, (a,) in every[:n]) for n in (len(parts), len(parts) + 1))
+        assert read <= 1200 < more
+
+
 def test_perplexities_by_hand():
     """Prose: tokens 2 + 1, log-probs -(2 ln 2) and -(ln 4): exp(4 ln 2 / 3) = 2^(4/3).
 
@@ -60,7 +72,7 @@ def test_the_largest_rise_by_hand():
     before = {"prose": 20.0, "dialogue": 10.0, "code": 4.0}
     assert rise(before, {"prose": 21.0, "dialogue": 12.0, "code": 3.0}) == pytest.approx(0.2)
     assert rise(before, {name: 0.9 * value for name, value in before.items()}) < 0
-    assert math.isnan(rise(before, {"prose": math.nan, "dialogue": 10.0, "code": 4.0}))
+    assert math.isnan(rise(before, {"prose": 20.0, "dialogue": math.nan, "code": 4.0}))
 
 
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():

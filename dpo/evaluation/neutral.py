@@ -4,6 +4,7 @@ It was written for this project and is of no topic that anybody trains on. Align
 some kinds of text before others, so that each kind has a perplexity of its own.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,14 +14,23 @@ from dpo.scoring import Answers, Scores, answer_key
 
 FOLDER = Path(__file__).with_name("neutral")
 KINDS = ("prose", "dialogue", "instructions", "code")  # of about 1,000 tokens each
+LONGEST = 1_200  # tokens that are read of a kind: a tokenizer of letters makes many more
 
 Texts = Mapping[str, Sequence[Answers]]  # kind -> its paragraphs: what is read first, and the rest
 
 
 def neutral_texts(tokenizer: Any) -> dict[str, list[Answers]]:
-    """Return {kind: paragraphs} of the texts in `neutral/`, as token ids."""
-    read = {kind: (FOLDER / f"{kind}.txt").read_text(encoding="utf-8") for kind in KINDS}
-    return {kind: paragraphs(text, tokenizer) for kind, text in read.items()}
+    """Return {kind: paragraphs} of the texts in `neutral/`, as token ids.
+
+    Of a kind that has more than `LONGEST` tokens, the last paragraphs are left out.
+    """
+    texts = {}
+    for kind in KINDS:
+        text = (FOLDER / f"{kind}.txt").read_text(encoding="utf-8")
+        parts = paragraphs(text, tokenizer)
+        ends = itertools.accumulate(len(answer) for _, (answer,) in parts)
+        texts[kind] = [p for p, end in zip(parts, ends, strict=True) if end <= LONGEST]
+    return texts
 
 
 def paragraphs(text: str, tokenizer: Any) -> list[Answers]:
