@@ -92,6 +92,20 @@ def test_the_picture_draws_gains_in_points_against_the_kl_and_rises_in_percent()
     assert list(lines["code"].get_ydata()) == pytest.approx([0, 0, 25])
 
 
+def test_large_rises_leave_room_for_small_ones():
+    """From 10% on the scale is logarithmic, where something rose by more than a half."""
+    axes = dial_figure([*DIAL[:2], point(1.0, 0.4, 0.3, 200.0, 5.0)], 1.0).axes[1]
+    assert axes.get_yscale() == "symlog"
+    assert dial_figure([*DIAL[:2], point(1.0, 0.4, 0.3, 29.0, 5.0)], 1.0).axes[1].get_yscale() == (
+        "linear"
+    )
+
+
+def test_a_size_that_gives_no_number_leaves_the_rest_of_the_picture():
+    axes = dial_figure([*DIAL[:2], point(1.0, 0.4, 0.3, math.nan, math.inf)], 1.0).axes[1]
+    assert 5 < axes.get_ylim()[1] < 10  # the largest rise that is one is 5%
+
+
 def test_where_nothing_moved_the_picture_shows_nothing():
     """Less than a percent is drawn as such, and not as wide as the picture."""
     still = [point(size, 0.2, 0.0, 20.0, 4.0) for size in SIZES]

@@ -4,6 +4,7 @@ A smaller size moves the model less. What it gains falls, and so does what it co
 at the same rate.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from dpo.evaluation.measures import Metrics
 
 SIZES = (0.0, 0.25, 0.5, 0.75, 1.0)  # measured of every adapter
 STEPS = 64  # the sizes that `largest_within` tries are so many parts of the whole
+TICKS = (0, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000)  # percent
 GREEN, PURPLE = "#009E73", "#CC79A7"
 COLOURS = ((BLUE, "o"), (ORANGE, "D"), (GREEN, "s"), (PURPLE, "^"))  # told apart without colour too
 GAINS = {"mc1": "MC1", "mc2": "MC2", "pair_accuracy": "pair accuracy"}
@@ -67,7 +69,7 @@ def dial_rows(dial: Sequence[Mapping[str, Any]], size: float) -> list[tuple[str,
         gains = [f"{point[name]:.3f}" for name in GAINS]
         moved = [f"{point[name]:+.1f}" for name in ("chosen", "rejected")]
         rises = [f"{rise:+.1%}" for rise in _rises(dial, kinds, point)]
-        marked = f"{point['scale']:.4g}" + " *" * (point["scale"] == size)
+        marked = f"{point['scale']:.3g}" + " *" * (point["scale"] == size)
         rows.append((marked, *gains, f"{point['kl_per_token']:.3f}", *moved, *rises))
     return rows
 
@@ -113,14 +115,26 @@ def _draw_gains(axes: Any, dial: Sequence[Mapping[str, Any]], size: float) -> No
 
 
 def _draw_rises(axes: Any, dial: Sequence[Mapping[str, Any]], size: float) -> None:
-    """Draw how much harder each kind of neutral text became against the size."""
+    """Draw how much harder each kind of neutral text became against the size.
+
+    Where something rose by more than a half, the axis is logarithmic from 10% on.
+    """
     sizes, kinds = [point["scale"] for point in dial], list(dial[0]["perplexities"])
-    rises = zip(*(_rises(dial, kinds, point) for point in dial), strict=True)
-    for kind, values, (color, marker) in zip(kinds, rises, COLOURS, strict=False):
-        percent = [100 * value for value in values]
-        axes.plot(sizes, percent, color=color, marker=marker, markersize=5, label=kind)
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, -1), max(high, 1))  # less than a percent looks like nothing
+    percent = [[100 * rise for rise in _rises(dial, kinds, point)] for point in dial]
+    for kind, values, (color, marker) in zip(
+        kinds, zip(*percent, strict=True), COLOURS, strict=False
+    ):
+        axes.plot(sizes, values, color=color, marker=marker, markersize=5, label=kind)
+    finite = [value for values in percent for value in values if math.isfinite(value)]
+    low, high = min(finite), max(finite)  # at size 0 nothing rose
+    if high > 50:
+        axes.set_yscale("symlog", linthresh=10)
+        axes.set_yticks([tick for tick in TICKS if tick < 1.4 * high])
+        axes.yaxis.set_major_formatter("{x:.0f}")
+        axes.set_ylim(low - 1.5, 1.4 * high)
+    else:
+        room = max(0.05 * (high - low), 1)  # less than a percent looks like nothing
+        axes.set_ylim(low - room, high + room)
     axes.axvline(size, color=GREY, linewidth=1, linestyle="--")
     axes.set_xticks(sizes, [f"{s:.3g}" for s in sizes])
     axes.set_title("rise of the perplexity of neutral text, %", fontsize=10)
