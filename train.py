@@ -126,17 +126,17 @@ def finish(training: Training, base: lora.Base, tokenizer: Any) -> None:
     job, model = training.job, base.model
     model.eval()
     training.best.restore()  # with --eval-every; else the last adapter stays
-    if job.world.first:
-        lora.save_adapter(model, job.folder / "adapter", base.name, base.revision)
-    found = training.outcome(tokenizer)  # every process scores its share
+    size, found = training.outcome(tokenizer)  # every process scores its share
+    lora.scale_adapter(model, size)  # --scale
     if not job.world.first:
         return
-    write_outcome(job.folder, found)
+    lora.save_adapter(model, job.folder / "adapter", base.name, base.revision)
+    write_outcome(job.folder, found, size)
     job.clock.lap("evaluate")
     if job.config.merge:
         print_merge(write_merged(model, base, tokenizer, job.folder, job.config.merge_dtype))
     job.clock.lap("merge")
-    print_summary(job.folder, found, write_summary(training, base))
+    print_summary(job.folder, found, write_summary(training, base, size))
 
 
 def run(config: Config, stop: Stop | None = None, world: World = World()) -> Path:

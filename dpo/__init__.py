@@ -5,8 +5,9 @@ May import `data`, never `lora`: a model with adapters is a model.
 
 from dpo.anchors import Sampling, anchor_gaps, draw_anchors
 from dpo.evaluation.curves import curves_figure
+from dpo.evaluation.dial import SIZES, STEPS, dial_figure, dial_rows, largest_within
 from dpo.evaluation.drift import Drift, remark
-from dpo.evaluation.generate import Drawing, Sample, side_by_side
+from dpo.evaluation.generate import Drawing, Sample, samples, side_by_side
 from dpo.evaluation.measures import (
     Beliefs,
     Measure,
@@ -17,7 +18,8 @@ from dpo.evaluation.measures import (
     measure,
     pair_margins,
 )
-from dpo.evaluation.outcome import Outcome, outcome_of
+from dpo.evaluation.neutral import neutral_texts, perplexities, rise
+from dpo.evaluation.outcome import AtSize, MeasuredOn, Outcome, drift_of, no_drift, outcome_of
 from dpo.evaluation.pictures import evaluation_figure
 from dpo.logps import answer_logps, edge_logps
 from dpo.loss import DPOLoss, dpo_loss

@@ -52,6 +52,7 @@ class Scorer:
     watch: Watch = unwatched  # shows progress, given batches, a label and the answers in all
     # where processes make the same passes: yields the batches and waits for those of the others
     kept_in_step: Callable[[Iterable[Any]], Iterable[Any]] | None = None
+    joined: bool = True  # False makes no single trie of a prompt that comes again
 
     @torch.no_grad()
     def scores(
@@ -71,7 +72,7 @@ class Scorer:
             with budget:
                 have = ChainMap(found, dict(known))
                 answers = itertools.chain(*sources)
-                batches = scoring_batches(have, answers, budget.tokens, self.shared)
+                batches = scoring_batches(have, answers, budget.tokens, self.shared, self.joined)
                 shown = self.watch(batches, label, total - len(found))
                 for keys, trees in self.kept_in_step(shown) if self.kept_in_step else shown:
                     logps = answer_logps(self.model, trees.to(self.model.device))
@@ -90,20 +91,26 @@ def unknown(
 
 
 def scoring_batches(
-    known: Scores, to_score: Iterable[Answers], token_budget: int, shared: bool = True
+    known: Scores,
+    to_score: Iterable[Answers],
+    token_budget: int,
+    shared: bool = True,
+    joined: bool = True,
 ) -> Iterator[tuple[list[str], TreeBatch]]:
     """Yield (keys, batch) covering once each answer that `known` lacks.
 
-    Some thousand questions are taken at once, the longest first, however many there are.
+    Some thousand questions are taken at once, the longest first, however many there are. A prompt
+    that comes again is one question, unless they are not `joined`: paragraphs of a text all begin
+    with BOS, and would be one large trie.
     """
     new_answers, seen = unknown(known, to_score), set[str]()
     while some := list(itertools.islice(new_answers, QUESTIONS_AT_ONCE)):
-        merged: dict[Tokens, dict[str, Tokens]] = {}
-        for prompt, answers in some:
+        merged: dict[Any, tuple[Tokens, dict[str, Tokens]]] = {}
+        for place, (prompt, answers) in enumerate(some):
             new = {key: answer for key, answer in answers.items() if key not in seen}
-            merged.setdefault(prompt, {}).update(new)
+            merged.setdefault(prompt if joined else place, (prompt, {}))[1].update(new)
             seen.update(new)
-        questions = [(prompt, answers) for prompt, answers in merged.items() if answers]
+        questions = [(prompt, answers) for prompt, answers in merged.values() if answers]
         tries = [question_tries(prompt, list(new.values()), shared) for prompt, new in questions]
         for group in micro_batches(tries, token_budget):
             keys = [key for q in group for key in questions[q][1]]

@@ -10,6 +10,7 @@ COMMANDS = {
     "data": "report how a source is read and encoded, and what is left out",
     "evaluate": "measure a run or any model: MC1, MC2, pair accuracy, with intervals",
     "sample": "answers of the base and of the tuned model, side by side; a chat",
+    "scale": "make a finished run anew at another size of its adapter, without training",
     "merge": "merge an adapter into its base, a shard at a time",
     "publish": "check a run, and put it on the Hub in one commit",
 }

@@ -92,6 +92,8 @@ def settings_shown(config: Mapping[str, Any]) -> str:
     lines = []
     for name, value in config.items():
         off = value is None or value is False or value == []
+        if name == "max_drift" and config.get("scale") != "auto":
+            continue
         if name not in LEFT_OUT and not (off and value in (defaults.get(name), [])):
             lines.append(f"{name}: {public_name(value) if name in PATHS else value}")
     return "\n".join(lines)
@@ -135,6 +137,7 @@ def model_card(
         measures={k: v for k, v in MEASURES.items() if k in results.get("before", {})},
         check=check,
         drift=drift,
+        dial=dpo.dial_rows(results["dial"], facts["scale"]) if "dial" in results else [],
         remark=dpo.remark(drift) if drift else "",
         before=facts.get("before", "") if config.get("adapter") else "",
         samples=[_sample(sample, bool(config.get("adapter"))) for sample in samples],

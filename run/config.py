@@ -37,7 +37,7 @@ Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 KEYWORDS = ("auto", "builtin", "truthfulqa")  # what --model and --data take besides paths and ids
 MAY_CHANGE = (
     "device", "save_every", "keep", "skip_nonfinite", "merge", "merge_dtype", "tracker",
-    "checkpointing", "shard",
+    "checkpointing", "shard", "scale", "max_drift",
 )  # fmt: skip
 RANGES: dict[str, Callable[[Any], object]] = {  # what a value must be, and whether it is
     "1 or more": lambda x: x >= 1,
@@ -190,6 +190,14 @@ class Config:
         None, "steps between evaluations; the best adapter is kept", "1 or more"
     )
     best: Measure = flag("pair_accuracy", "of --eval-every: what the best adapter is best by")
+    scale: str = flag(
+        "1", "size of the adapter that is left: X times the trained delta, above 0 and up to 2, or "
+        "auto: the largest up to 1 that --max-drift allows"
+    )  # fmt: skip
+    max_drift: float = flag(
+        0.1, "of --scale auto: how much harder to predict any neutral text may become, as a share",
+        "above 0",
+    )  # fmt: skip
     tracker: Tracker = flag("none", "log the metrics there too; each needs its extra")
     push_to_hub: str | None = flag(None, "OWNER/NAME to publish the run under, once checked")
     private: bool = flag(False, "with --push-to-hub, if the repository is made")
@@ -221,6 +229,7 @@ class Config:
         for what, wrong in self._contradictions().items():
             if wrong:
                 raise UsageError(what)
+        _ = self.size
         self.patterns("rank_pattern", int)
         self.patterns("alpha_pattern", float)
         self.given_to_template()
@@ -301,6 +310,25 @@ class Config:
             json.dumps(self.given_to_template()), self.rewritten, self.bad_rows == "skip",
             "all" if self.every_pair else "best",
         )  # fmt: skip
+
+    @property
+    def size(self) -> float | None:
+        """Return what --scale multiplies the trained adapter by; None is for auto to find.
+
+        Beyond twice the trained delta nothing is known of the model, and little is left of it.
+
+        Raises:
+            UsageError: it is neither.
+        """
+        if self.scale == "auto":
+            return None
+        try:
+            size = float(self.scale)
+        except ValueError:
+            size = math.nan
+        if not 0 < size <= 2:
+            raise UsageError(f"--scale {self.scale} must be above 0 and up to 2, or auto")
+        return size
 
     @property
     def every_pair(self) -> bool:

@@ -173,26 +173,33 @@ def print_merge(rounding: lora.Rounding) -> None:
 
 def print_summary(folder: Path, found: dpo.Outcome | None, summary: dict[str, Any]) -> None:
     """Show the held-out table, what it cost, what the run took, and what to do next."""
-    if found:
-        _print_outcome(found, summary)
-    else:
-        print("\nNothing was held out, so nothing was measured (--eval-fraction 0).")
+    print_outcome(found, summary)
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
     print(
         f"\n{summary['pairs']} pairs, {summary['pairs_per_second']:.1f} a second with the reference"
         f" pass; {summary['peak_memory_bytes'] / 2**30:.2f} GiB at most, planned were "
         f"{summary['planned_memory_bytes'] / 2**30:.2f}\nseconds: {seconds}\n"
     )
+    print_next(folder, found, summary)
+
+
+def print_next(folder: Path, found: dpo.Outcome | None, summary: dict[str, Any]) -> None:
+    """Say what was written, and what to do with it."""
     print(f"Written to {folder}: adapter/ (PEFT's format)" + ", merged/" * summary["merged"])
     run = shlex.quote(str(folder))
-    pictures = f"{run}/evaluation.png, " * bool(found) + f"{run}/curves.png, {run}/README.md"
+    pictures = f"{run}/evaluation.png, {run}/dial.png, " * bool(found)
+    pictures += f"{run}/curves.png, {run}/README.md"
     print(f"Look:       {pictures}")
     print(f"Ask it:     python -m run sample {run}")
     print(f"Publish it: python -m run publish {run} OWNER/NAME")
     print(f"Repeat it:  python train.py --config {shlex.quote(f'{folder}/config.yaml')}")
 
 
-def _print_outcome(found: dpo.Outcome, summary: dict[str, Any]) -> None:
+def print_outcome(found: dpo.Outcome | None, summary: dict[str, Any]) -> None:
+    """Show what held-out questions say before and after, what that cost, and the dial."""
+    if not found:
+        print("\nNothing was held out, so nothing was measured (--eval-fraction 0).")
+        return
     results, drift = found.results, found.drift
     print(f"\nHeld out: {results['questions']} questions; before: {summary['before']}")
     names = ("mc1", "mc2", "pair_accuracy")
@@ -201,8 +208,10 @@ def _print_outcome(found: dpo.Outcome, summary: dict[str, Any]) -> None:
         print(f"The adapter of step {best['step']}, the best by {MEASURES[best['metric']]} here.")
     print(
         f"\nDrift: KL {drift.kl_per_token:.3f} nats a token; log-probs of chosen answers "
-        f"{drift.chosen:+.1f}, of rejected ones {drift.rejected:+.1f} nats; perplexity of a "
+        f"{drift.chosen:+.1f}, of rejected ones {drift.rejected:+.1f} nats; perplexity of "
         f"neutral text {drift.perplexity_before:.1f} -> {drift.perplexity_after:.1f}"
     )
+    print("\nThe dial: the adapter at other sizes (right: perplexity of neutral text; *: this one)")
+    print(table(dpo.dial_rows(results["dial"], summary["scale"])))
     if remark := dpo.remark(drift):
         print(textwrap.fill(f"Note: {remark}", 96))

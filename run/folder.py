@@ -24,10 +24,13 @@ from run.errors import UsageError
 
 
 @contextmanager
-def claimed(name: str | None, resume: bool = False, private: bool = False) -> Iterator[Path]:
+def claimed(
+    name: str | None, resume: bool = False, private: bool = False, flag: str = "--output-dir"
+) -> Iterator[Path]:
     """Make a run's folder and keep other runs out of it until the block ends.
 
     The lock is the system's: a process that died holds none. A `private` folder is its owner's.
+    Messages call it by its flag.
 
     Raises:
         UsageError: the folder holds something already and is not resumed, cannot be made, or is
@@ -35,10 +38,10 @@ def claimed(name: str | None, resume: bool = False, private: bool = False) -> It
     """
     folder = Path(name or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}")
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output-dir {folder} is a file; name a folder")
+        raise UsageError(f"{flag} {folder} is a file; name a folder")
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"--output-dir {folder} cannot be made: {parent} is not writable")
+        raise UsageError(f"{flag} {folder} cannot be made: {parent} is not writable")
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
     handle = os.open(folder, os.O_RDONLY)
@@ -47,12 +50,12 @@ def claimed(name: str | None, resume: bool = False, private: bool = False) -> It
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             made = False
-            raise UsageError(f"--output-dir {folder} is in use by another run") from None
+            raise UsageError(f"{flag} {folder} is in use by another run") from None
         if not resume and any(folder.iterdir()):
-            raise UsageError(
-                f"--output-dir {folder} exists and is not empty; name another, remove it first "
-                f"or go on with --resume {folder}"
-            )
+            ways = "name another or remove it first"
+            if flag == "--output-dir":
+                ways = f"name another, remove it first or go on with --resume {folder}"
+            raise UsageError(f"{flag} {folder} exists and is not empty; {ways}")
         for left in folder.glob(f".*{PART}"):  # by a kill, and nobody else writes here now
             shutil.rmtree(left, ignore_errors=True)
         yield folder

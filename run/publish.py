@@ -23,7 +23,7 @@ from run.merge import Policy
 
 SMALL = 2 * 10**9  # parameters of a model that is checked in float32
 CHECKED = 200  # questions at most, held out if there are such
-PICTURES = ("curves.png", "evaluation.png")
+PICTURES = ("curves.png", "evaluation.png", "dial.png")
 
 
 def command(argv: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,11 @@ class Reference:
         self._file = folder.cache_folder("reference") / f"{self.hash}.json"
         self.scores: dpo.Scores = read_cache(self._file)
 
+    @property
+    def is_base(self) -> bool:
+        """Tell whether the reference that a run starts with is the bare base."""
+        return not self._start
+
     @contextmanager
     def active(self, model: Any) -> Iterator[None]:
         """Within the block the model is the reference that a run starts with."""
@@ -55,6 +60,10 @@ class Reference:
         if not self.free:
             used = sorted({q for pairs in steps.from_step() for q, _ in pairs})
             to_score.append(questions.train.select(used).map(dpo.trained_answers))
+        self.add(scorer, world, to_score)
+
+    def add(self, scorer: dpo.Scorer, world: World, to_score: Sequence[Any]) -> None:
+        """Score those of some answers that the cache lacks, and keep their scores."""
         with self.active(self.model):
             new = world.scores(scorer, "Reference", to_score, self.scores)
         self.scores = {**self.scores, **new}

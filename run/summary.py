@@ -13,8 +13,8 @@ from run.reference import starting_reference
 from run.training import Training
 
 
-def write_outcome(folder: Path, found: dpo.Outcome | None) -> None:
-    """Write evaluation.json, samples.json, curves.png and evaluation.png.
+def write_outcome(folder: Path, found: dpo.Outcome | None, size: float) -> None:
+    """Write evaluation.json, samples.json and three pictures; the adapter has this size.
 
     Where nothing was held out, nothing is known: evaluation.json has no questions.
     """
@@ -23,13 +23,20 @@ def write_outcome(folder: Path, found: dpo.Outcome | None) -> None:
     write_json(folder / "samples.json", found.samples if found else [])
     if not found:
         return
-    with lora.whole(folder / "evaluation.png") as new:
-        figure = dpo.evaluation_figure(found.results, *found.margins)
-        figure.savefig(new, format="png", dpi=120)
+    pictures = {
+        "evaluation.png": dpo.evaluation_figure(found.results, *found.margins),
+        "dial.png": dpo.dial_figure(found.results["dial"], size),
+    }
+    for name, figure in pictures.items():
+        with lora.whole(folder / name) as new:
+            figure.savefig(new, format="png", dpi=120)
 
 
-def write_summary(training: Training, base: lora.Base) -> dict[str, Any]:
-    """Write summary.json, in which speed counts the reference pass, and the card; return it."""
+def write_summary(training: Training, base: lora.Base, size: float) -> dict[str, Any]:
+    """Write summary.json, in which speed counts the reference pass, and the card; return it.
+
+    The adapter that is left has this size.
+    """
     config, folder, _, _, clock = training.job
     seconds = clock.seconds
     steps, counts, device = training.steps, training.counts, base.model.device
@@ -48,11 +55,17 @@ def write_summary(training: Training, base: lora.Base) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "tokens": {"as_pairs": counts.as_pairs, "as_tries": counts.as_tries},
         "skipped": counts.skipped,
+        "scale": size,
         "best": training.best.facts,
         "audit": training.questions.report.figures,
         "planned_memory_bytes": training.plan.peak,
     }
-    write_json(folder / "summary.json", facts)
-    card = model_card(folder, adapter_only=not config.merge)
-    lora.write_text(folder / "README.md", str(card))
+    write_facts(folder, facts)
     return facts
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Write summary.json, and the card, which reads it."""
+    write_json(folder / "summary.json", facts)
+    card = model_card(folder, adapter_only=not facts["merged"])
+    lora.write_text(folder / "README.md", str(card))

@@ -29,6 +29,7 @@ from run.measuring import Clock
 from run.plan import Plan
 from run.processes import Generators, World
 from run.reference import Reference
+from run.sizes import Sizes
 from run.trackers import tracked
 
 Batch = TypeVar("Batch")
@@ -241,13 +242,15 @@ class Training:
         to_score = [self.questions.held_out.map(dpo.all_answers)]
         return self.job.world.scores(self.scorer, "Evaluation", to_score)
 
-    def outcome(self, tokenizer: Any) -> dpo.Outcome | None:
-        """Measure what training changed on the held-out questions, if there are any."""
-        if not len(self.questions.held_out):
-            return None
-        tuned, reference = self.held_out_scores(), self.reference
-        held_out, before = self.questions.held_out, reference.scores
-        return dpo.outcome_of(self.scorer, reference.active, tokenizer, held_out, before, tuned)
+    def outcome(self, tokenizer: Any) -> tuple[float, dpo.Outcome | None]:
+        """Return the adapter's size by --scale, and what it changed on held-out questions if any.
+
+        The adapter itself stays as it was trained.
+        """
+        held_out = self.questions.held_out
+        sizes = Sizes(self.scorer, self.reference, self.job.world, tokenizer, held_out)
+        size = sizes.chosen(self.job.config)
+        return size, sizes.outcome(size)
 
     def _evaluated(self, step: int) -> dict[str, float]:
         """Measure the policy on the held-out questions; keep its adapter if it is the best."""

@@ -108,7 +108,7 @@ def test_what_data_and_samples_say_cannot_change_the_card(run):
         return [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
 
     assert headings(hostile)[1:] == headings(plain)[1:]
-    assert len(headings(plain)) == 7
+    assert len(headings(plain)) == 8
     tokens = MarkdownIt("commonmark").parse(hostile.content.split("---", 2)[2])
     assert not [t for t in tokens if t.type == "html_block"]
     found, expected = hostile.data.to_dict(), plain.data.to_dict()

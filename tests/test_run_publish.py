@@ -154,6 +154,21 @@ def test_a_merged_model_that_is_not_base_plus_adapter_is_not_published(finished,
     assert account.created == account.commits == []
 
 
+def test_a_run_at_another_size_is_published_like_any_other(
+    finished, here, account, tmp_path, capsys
+):
+    half = tmp_path / "half"
+    assert main(["scale", str(finished), str(half), "--scale", "0.5"]) == 0
+    assert command(half, "ann/tuned") == 0
+    folder = account.root / "ann" / "tuned"
+    weights = "adapter/adapter_model.safetensors"
+    assert (folder / weights).read_bytes() == (half / weights).read_bytes()
+    assert (folder / "dial.png").read_bytes() == (half / "dial.png").read_bytes()
+    card = ModelCard.load(folder / "README.md")
+    assert "The adapter here is 0.5 times the trained delta." in card.text
+    assert "for the merged model, whose log-probs differ" in card.text
+
+
 def refused(capsys, *argv, status=2):
     assert command(*argv) == status
     said = capsys.readouterr().err

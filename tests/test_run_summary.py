@@ -1,7 +1,8 @@
-"""What a run leaves for people to look at: whole files, the picture among them."""
+"""What a run leaves for people to look at: whole files, the pictures among them."""
 
 import json
 
+from test_dpo_evaluation_dial import DIAL
 from test_dpo_evaluation_pictures import results
 
 from dpo import Outcome
@@ -10,10 +11,12 @@ from run.summary import write_outcome
 
 def test_equal_margins_are_drawn_too(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
-    said = [{"prompt": "Why?"}]
-    write_outcome(tmp_path, Outcome(results({}), said, ([0.0, 0.0], [0.0, 0.0])))
-    assert (tmp_path / "evaluation.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == results({})
+    said, found = [{"prompt": "Why?"}], {**results({}), "dial": DIAL}
+    write_outcome(tmp_path, Outcome(found, said, ([0.0, 0.0], [0.0, 0.0])), 0.5)
+    pictures = {"evaluation.png", "dial.png"}
+    for name in pictures:
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == found
     assert json.loads((tmp_path / "samples.json").read_text()) == said
-    written = {"evaluation.png", "evaluation.json", "samples.json", "metrics.jsonl"}
+    written = {*pictures, "evaluation.json", "samples.json", "metrics.jsonl"}
     assert {p.name for p in tmp_path.iterdir()} == written  # and nothing is left beside them

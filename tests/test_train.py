@@ -65,8 +65,9 @@ def same(first, second, tolerance):
 def test_a_run_leaves_the_files_of_the_contract(run, model_folder):
     folder = run("out")
     assert sorted(p.name for p in folder.iterdir()) == [
-        "README.md", "adapter", "checkpoints", "config.yaml", "curves.png", "evaluation.json",
-        "evaluation.png", "merged", "metrics.jsonl", "samples.json", "summary.json",
+        "README.md", "adapter", "checkpoints", "config.yaml", "curves.png", "dial.png",
+        "evaluation.json", "evaluation.png", "merged", "metrics.jsonl", "samples.json",
+        "summary.json",
     ]  # fmt: skip
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["questions"] == 1  # a fifth of five
@@ -395,7 +396,9 @@ def test_few_steps_score_the_reference_of_their_questions_alone(run, monkeypatch
 
     monkeypatch.setattr(World, "scores", counted)
     run("out", max_steps=1, batch_size=1, grad_accum=1)
-    assert scored == [2, 1]  # one question held out and one trained; then the held-out one again
+    # One question held out and one trained. Then the reference knows the held-out one and reads 8
+    # neutral paragraphs, and the adapter does both at four sizes.
+    assert scored == [2, 1, 8, *[8, 1] * 4]
 
 
 def test_a_revision_of_a_local_model_is_refused(run):

@@ -1,8 +1,7 @@
 """What alignment cost: how far the policy moved from its reference, beyond the held-out answers."""
 
-import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +9,12 @@ import torch
 from data.encode import EncodedQuestion
 from data.trees import Tokens
 from dpo.evaluation.generate import AsReference, Drawing, answers, contiguous_head
-from dpo.scoring import Scorer, Scores, answer_key
+from dpo.scoring import Scores, answer_key
 
-NEUTRAL = Path(__file__).with_name("neutral.txt")  # of no topic that anybody trains on
 PROMPTS = 24  # of which an answer is drawn for the KL ...
 LONGEST = 32  # ... and its tokens at most
+FELL = 0.5  # nats; chosen answers that lose more are worth a word,
+HARDER = 1.1  # and so is a perplexity that grows by more than this factor
 
 
 class Drift(NamedTuple):
@@ -24,8 +24,19 @@ class Drift(NamedTuple):
     kl_per_token: float
     chosen: float  # mean change of log pi of the held-out chosen answers
     rejected: float
-    perplexity_before: float  # of the neutral text
+    perplexity_before: float  # of all neutral text
     perplexity_after: float
+    perplexities_before: Mapping[str, float] = MappingProxyType({})  # of each kind of it;
+    perplexities_after: Mapping[str, float] = MappingProxyType({})  # runs of before have none
+
+    @property
+    def worst_kind(self) -> tuple[str, float, float]:
+        """Return (name, perplexity before, after) of the neutral text that suffered most."""
+        before, after = self.perplexities_before, self.perplexities_after
+        if not before:
+            return "neutral text", self.perplexity_before, self.perplexity_after
+        kind = max(before, key=lambda kind: after[kind] / before[kind])
+        return kind, before[kind], after[kind]
 
 
 def kl_to_reference(
@@ -67,20 +78,6 @@ def _next_token_logps(model: Any, ids: torch.Tensor, count: int) -> torch.Tensor
     return torch.log_softmax(logits[-count:].float(), -1)
 
 
-def perplexity(scorer: Scorer, tokenizer: Any, text: str = "") -> float:
-    """Return exp(-mean log-prob a token) of a text, by default the neutral one.
-
-    Paragraphs are read one by one, behind BOS, or else without their first token's own score.
-    """
-    start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-    paragraphs = (text or NEUTRAL.read_text(encoding="utf-8")).strip().split("\n\n")
-    encoded = [(*start, *tokenizer(p, add_special_tokens=False).input_ids) for p in paragraphs]
-    # Each alone: paragraphs behind the same BOS would be one trie.
-    found = [scorer.scores("", [[(ids[:1], [ids[1:]])]]) for ids in encoded]
-    total = sum(score for scores in found for score in scores.values())
-    return math.exp(-total / sum(len(ids) - 1 for ids in encoded))
-
-
 def change(questions: Sequence[EncodedQuestion], old: Scores, new: Scores) -> tuple[float, float]:
     """Return the mean change of log pi of the chosen and of the rejected answers, in nats."""
     chosen = [answer_key(q.prompt, q.chosen) for q in questions]
@@ -92,15 +89,18 @@ def change(questions: Sequence[EncodedQuestion], old: Scores, new: Scores) -> tu
 def remark(drift: Drift) -> str:
     """Say what of a drift should make a person look; "" if nothing does."""
     said = []
-    if drift.chosen < 0 and drift.rejected < 0:
+    if drift.chosen < -FELL and drift.rejected < 0:
         said.append(
             f"The log-probs of chosen answers fell too ({drift.chosen:+.1f} nats, those of "
             f"rejected ones {drift.rejected:+.1f}): both became less likely than what the model "
             "writes instead. A lower --lr, a larger --beta or an --sft-weight holds them up."
         )
-    if drift.perplexity_after > 1.1 * drift.perplexity_before:
+    kind, before, after = drift.worst_kind
+    if max(drift.perplexity_after / drift.perplexity_before, after / before) > HARDER:
+        of_kind = f", of {kind} {before:.1f} -> {after:.1f}" if drift.perplexities_before else ""
         said.append(
-            f"A neutral text became harder to predict: perplexity {drift.perplexity_before:.1f} -> "
-            f"{drift.perplexity_after:.1f}."
+            f"Neutral text became harder to predict: perplexity {drift.perplexity_before:.1f} -> "
+            f"{drift.perplexity_after:.1f}{of_kind}. A smaller size of the adapter costs less "
+            "(python -m run scale)."
         )
     return " ".join(said)

@@ -1,15 +1,15 @@
-"""What a run did to its model, all of it together: gains, drift, samples, and their picture."""
+"""What a run did to its model, all of it together: gains, drift, samples, and their pictures."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data.encode import EncodedQuestion
-from data.gather import unwatched
-from dpo.evaluation.drift import PROMPTS, Drift, change, kl_to_reference, perplexity
-from dpo.evaluation.generate import AsReference, samples
+from dpo.evaluation.dial import Point
+from dpo.evaluation.drift import PROMPTS, Drift, change, kl_to_reference
+from dpo.evaluation.generate import AsReference
 from dpo.evaluation.measures import believed, compare, pair_margins
-from dpo.scoring import Scorer, Scores
+from dpo.evaluation.neutral import Texts, perplexities, perplexity
+from dpo.scoring import Scores
 
 
 class Outcome(NamedTuple):
@@ -25,28 +25,61 @@ class Outcome(NamedTuple):
         return Drift(**self.results["drift"])
 
 
-def outcome_of(
-    scorer: Scorer,
-    reference: AsReference,
-    tokenizer: Any,
-    questions: Sequence[EncodedQuestion],
-    old: Scores,
-    new: Scores,
-) -> Outcome:
-    """Compare the policy, which `scorer` scores in eval mode, with its reference.
+class MeasuredOn(NamedTuple):
+    """What nobody trained on, and a model is measured on."""
 
-    The questions are held out. `old` are the reference's log-probs of each answer to them, `new`
-    the policy's.
+    questions: Sequence[EncodedQuestion]  # held out
+    texts: Texts  # the neutral ones
+
+
+class AtSize(NamedTuple):
+    """An adapter at one size."""
+
+    scores: Scores  # log-probs of every answer to the questions
+    drift: Drift
+
+
+def drift_of(model: Any, reference: AsReference, on: MeasuredOn, old: Scores, new: Scores) -> Drift:
+    """Return how far a model, in eval mode, is from its reference.
+
+    `old` and `new` are the log-probs of all answers and paragraphs, by the reference and by the
+    model. Within `reference(model)` the model is its reference.
     """
-    before, after = believed(questions, old), believed(questions, new)
-    results = compare(before, after, [q.category for q in questions])
-    margins = (pair_margins(questions, old), pair_margins(questions, new))
-    scorer = replace(scorer, watch=unwatched, kept_in_step=None)  # all processes make all passes
-    text_after = perplexity(scorer, tokenizer)
-    with reference(scorer.model):
-        text_before = perplexity(scorer, tokenizer)
+    questions, texts = on
     some = [questions[i] for i in range(min(PROMPTS, len(questions)))]
-    kl = kl_to_reference(scorer.model, reference, [q.prompt for q in some], some[0].chosen[-1])
-    drift = Drift(*kl, *change(questions, old, new), text_before, text_after)
-    answered = samples(scorer.model, reference, tokenizer, questions)
-    return Outcome({**results, "drift": drift._asdict()}, answered, margins)
+    kl = kl_to_reference(model, reference, [q.prompt for q in some], some[0].chosen[-1])
+    every = [paragraph for kind in texts.values() for paragraph in kind]
+    return Drift(
+        *kl, *change(questions, old, new), perplexity(every, old), perplexity(every, new),
+        perplexities(texts, old), perplexities(texts, new),
+    )  # fmt: skip
+
+
+def no_drift(on: MeasuredOn, scores: Scores) -> Drift:
+    """Return the drift of a reference, whose scores these are, from itself."""
+    every = [paragraph for kind in on.texts.values() for paragraph in kind]
+    whole, kinds = perplexity(every, scores), perplexities(on.texts, scores)
+    return Drift(0.0, 0.0, 0.0, 0.0, whole, whole, kinds, kinds)
+
+
+def outcome_of(
+    on: MeasuredOn,
+    old: Scores,
+    measured: Mapping[float, AtSize],
+    size: float,
+    samples: list[dict[str, Any]],
+) -> Outcome:
+    """Compare the adapter at one of its measured sizes with the reference, whose scores are `old`.
+
+    The dial has all of those sizes, the smallest first.
+    """
+    questions = on.questions
+    now = measured[size]
+    before, after = believed(questions, old), believed(questions, now.scores)
+    results = compare(before, after, [q.category for q in questions])
+    dial = [
+        Point.of(scale, believed(questions, at.scores).means(), at.drift)._asdict()
+        for scale, at in sorted(measured.items())
+    ]
+    margins = (pair_margins(questions, old), pair_margins(questions, now.scores))
+    return Outcome({**results, "drift": now.drift._asdict(), "dial": dial}, samples, margins)
