@@ -68,10 +68,9 @@ class Sizes:
 
     def rise(self, size: float) -> float:
         """Return the largest relative rise of the perplexity of a kind of text, from size 0."""
-        none, some = (
-            dpo.perplexities(self.on.texts, self._text_scores(s)) for s in (0.0, size)
-        )  # fmt: skip
-        return dpo.rise(none, some)
+        texts = self.on.texts
+        before, after = (dpo.perplexities(texts, self._text_scores(s)) for s in (0.0, size))
+        return dpo.rise(before, after)
 
     def outcome(self, size: float) -> dpo.Outcome | None:
         """Measure the sizes of the dial and this one, and compare this one with the reference.

@@ -122,6 +122,21 @@ def test_half_the_adapter_is_saved_merged_and_measured(run, model_folder):
     assert yaml.safe_load((half / "config.yaml").read_text())["scale"] == "0.5"
 
 
+def test_the_samples_are_of_the_size_that_is_left(run, monkeypatch):
+    answering = []
+
+    def watched(model, *_):
+        answering.extend(layer.B.detach().T.clone() for layer in lora.lora_layers(model).values())
+        return []
+
+    monkeypatch.setattr(dpo, "samples", watched)
+    saved = adapter(run("half", merge=False, scale="0.5"))
+    saved = [tensor for name, tensor in saved.items() if "lora_B" in name]
+    assert len(answering) == len(saved) == 8
+    for found in answering:
+        assert any(torch.equal(found, tensor) for tensor in saved)
+
+
 def test_a_size_beyond_the_five_is_on_the_dial_too(run):
     folder = run("more", scale="1.5", merge=False)
     dial = read(folder, "evaluation")["dial"]
