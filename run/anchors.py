@@ -110,6 +110,16 @@ def tokens_of(config: Config) -> int:
     return config.anchor_samples * config.anchor_tokens if config.anchor_weight else 0
 
 
+def in_words(config: Config) -> str:
+    """Say what is drawn, and how to do without."""
+    n, tokens = config.anchor_samples, f"{config.anchor_tokens} tokens"
+    drawn = f"{n} answers of at most {tokens}" if n > 1 else f"an answer of at most {tokens}"
+    return (
+        f"{drawn} that the reference writes to each prompt, weight {config.anchor_weight:g} "
+        "(--anchor-weight 0 is DPO alone)"
+    )
+
+
 def prompt_key(prompt: Tokens) -> str:
     """Name a prompt by its token ids."""
     return hashlib.sha256(str(prompt).encode()).hexdigest()[:32]

@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 
 import data
 import lora
-from run import folder, rates, reference
+from run import anchors, folder, rates, reference
 from run.config import Config, parse
 from run.console import watch
 from run.errors import UsageError
@@ -52,9 +52,12 @@ def resolve_auto(config: Config) -> Config:
 
 
 def remarks(config: Config, parameters: int) -> list[tuple[str, str]]:
-    """Say which reference a run has, and whether its rate is unusual for a base of that size."""
+    """Say what holds the policy back, and whether the rate is unusual for a base of that size."""
+    rows = [("reference", reference.in_words(config))]
+    if config.anchor_weight:
+        rows.append(("anchors", anchors.in_words(config)))
     rate = rates.remark(config.lr, parameters)
-    return [("reference", reference.in_words(config)), *([("note", rate)] if rate else [])]
+    return [*rows, *([("note", rate)] if rate else [])]
 
 
 def base_alone(config: Config) -> str:
