@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 import data
 import dpo
 import lora
-from dpo import PairLog, StepLog, anchor_gaps, answer_logps, dpo_loss, schedule_factor, step_metrics
+from dpo import PairLog, StepLog, dpo_loss, policy_logps, schedule_factor, step_metrics
 from run import inputs, publish
 from run.checkpoint import Checkpoint, open_run
 from run.commands import Stop, guarded
@@ -36,7 +36,7 @@ from run.training import Job, Training
 def backward(model: Any, batch: data.PairBatch, reference: Reference, config: Config) -> StepLog:
     """Add the gradient of a micro-batch's loss to the adapters: this is all of DPO."""
     reference_logps = reference.logps(batch)  # (A,) log pi_ref(y|x), looked up if it does not move
-    logps = answer_logps(model, batch.trees)  # (A,) log pi(y|x), the policy
+    logps, held = policy_logps(model, batch)  # (A,) log pi(y|x), the policy; (M,) see eq. (24)
     chosen, rejected = batch.chosen, batch.rejected  # (P,) indices: K pairs share one chosen answer
     pairs = dpo_loss(
         logps[chosen], logps[rejected], reference_logps[chosen], reference_logps[rejected],
@@ -44,8 +44,7 @@ def backward(model: Any, batch: data.PairBatch, reference: Reference, config: Co
         questions=batch.questions, chosen_answers=chosen, **config.loss_settings(),
     )  # fmt: skip
     loss = pairs.loss @ batch.weights  # which sum to 1 over a step: eq. (15) of docs/math.md
-    # KL(pi_ref || pi), from what the reference itself writes: eq. (24) of docs/math.md
-    anchor = anchor_gaps(logps, batch, config.anchor_tokens) @ batch.anchor_weights
+    anchor = held @ batch.anchors.weights  # KL(pi_ref || pi) a token: eq. (24) of docs/math.md
     (loss + config.anchor_weight * anchor).backward()
     log = PairLog(*pairs, logps[chosen], logps[rejected], batch.weights, batch.questions)
     return StepLog(log.detached(), batch.as_pairs, batch.fed, anchor.detach())

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Self, cast
 import torch
 from torch import Tensor
 
-from data.encode import EncodedQuestion
+from data.encode import Anchor, EncodedQuestion
 from data.question import DataError
 from data.trees import Tokens, TreeBatch, Trie, collate, question_tries
 
@@ -165,6 +165,23 @@ def micro_batches(questions: Sequence[Sequence[Trie]], token_budget: int) -> Ite
         yield group
 
 
+class AnchorBatch(NamedTuple):
+    """The M places of all anchors of a micro-batch, each with the k likeliest tokens there.
+
+    The weights of a step sum to 1 where all anchors have T tokens: every prompt weighs the same,
+    every anchor of a prompt too, and every place 1 / T of its anchor.
+    """
+
+    edges: Tensor  # (M,) int64 into the E edges: what the anchor says at this place
+    words: Tensor  # (M, k) int64, what the reference finds likeliest there
+    logps: Tensor  # (M, k) float32, their log-probs under the reference, nats
+    weights: Tensor  # (M,) float32
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same on `device`."""
+        return type(self)(*(tensor.to(device) for tensor in self))
+
+
 class PairBatch(NamedTuple):
     """Some pairs of an optimizer step, as tries, and where their answers are among the A scored.
 
@@ -174,11 +191,7 @@ class PairBatch(NamedTuple):
     trees: TreeBatch
     answers: list[tuple[int, int]]  # (question, its place among the question's answers), A of them
     ids: list[tuple[Tokens, Tokens] | None]  # (prompt, answer) of each; None of an anchor
-    anchors: Tensor  # (K,) int64 into the A answers: those that the reference wrote
-    anchor_logps: Tensor  # (K,) float32, log pi_ref(y|x), nats
-    anchor_weights: (
-        Tensor  # (K,) float32; over a step they sum to 1, and every prompt weighs the same
-    )
+    anchors: AnchorBatch
     chosen: Tensor  # (P,) int64 into the A answers
     rejected: Tensor  # (P,) int64
     lengths: Tensor  # (A,) int64, tokens of each answer, its stop token included
@@ -189,7 +202,8 @@ class PairBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Self:
         """Return the batch with its tensors on `device`."""
-        moved = (f.to(device) if isinstance(f, Tensor | TreeBatch) else f for f in self)
+        kinds = Tensor | TreeBatch | AnchorBatch
+        moved = (f.to(device) if isinstance(f, kinds) else f for f in self)
         return type(self)(*cast(Any, moved))
 
 
@@ -223,21 +237,16 @@ def step_batches(
         answers = [(order[g], a) for g in group for a in texts[order[g]]]
         place = {answer: i for i, answer in enumerate(answers)}
         members = [(order[g], *pair) for g in group for pair in taken[order[g]]]
-        anchored = [
-            (place[q, len(read[q].answers) + k], anchor.logp, 1 / len(read[q].anchors) / prompts)
-            for q in (order[g] for g in group) for k, anchor in enumerate(read[q].anchors)
-        ]  # fmt: skip
-        anchors, anchor_logps, anchor_weights = (
-            zip(*anchored, strict=True) if anchored else [()] * 3
-        )
+        anchors = [a for g in group for a in read[order[g]].anchors]
+        each = [len(read[order[g]].anchors) for g in group for _ in read[order[g]].anchors]
         fed = [trie for g in group for trie in tries[g]]
+        trees = collate(fed, shared)
+        places = [i for i, (q, a) in enumerate(answers) if a >= len(read[q].answers)]
         yield PairBatch(
-            trees=collate(fed, shared),
+            trees=trees,
             answers=answers,
             ids=[(read[q].prompt, texts[q][a]) if a in numbers[q] else None for q, a in answers],
-            anchors=torch.tensor(anchors, dtype=torch.long),
-            anchor_logps=torch.tensor(anchor_logps),
-            anchor_weights=torch.tensor(anchor_weights),
+            anchors=_anchor_batch(trees, places, anchors, [1 / (n * prompts) for n in each]),
             chosen=torch.tensor([place[q, better] for q, better, _ in members]),
             rejected=torch.tensor([place[q, worse] for q, _, worse in members]),
             lengths=torch.tensor([len(texts[q][a]) for q, a in answers]),
@@ -249,6 +258,27 @@ def step_batches(
             ),
             fed=sum(len(trie.tokens) for trie in fed),
         )
+
+
+def _anchor_batch(
+    trees: TreeBatch, places: Sequence[int], anchors: Sequence[Anchor], weights: Sequence[float]
+) -> AnchorBatch:
+    """Collect anchors, which are answers of these numbers and weights in a batch."""
+    lengths = torch.bincount(trees.path_answers, minlength=trees.answers)
+    first = (lengths.cumsum(0) - lengths).tolist()  # of an answer's edges among all paths
+    edges = [trees.path_edges[first[k] : first[k] + len(a.tokens)]
+             for k, a in zip(places, anchors, strict=True)]  # fmt: skip
+    if not anchors:
+        none = torch.zeros(0)
+        return AnchorBatch(none.long(), none.long()[:, None], none[:, None], none)
+    return AnchorBatch(
+        torch.cat(edges),
+        torch.cat([torch.as_tensor(a.words, dtype=torch.long) for a in anchors]),
+        torch.cat([torch.as_tensor(a.logps) for a in anchors]),
+        torch.tensor([
+            w / a.longest for w, a in zip(weights, anchors, strict=True) for _ in a.tokens
+        ]),
+    )  # fmt: skip
 
 
 def _texts(question: EncodedQuestion, numbers: Sequence[int]) -> dict[int, Tokens]:

@@ -29,10 +29,15 @@ from data.trees import Tokens, trie_size
 
 
 class Anchor(NamedTuple):
-    """An answer that the reference wrote; one that was cut off has no stop token."""
+    """An answer y of at most T tokens that the reference wrote, and what else it had in mind.
+
+    One that was cut off has no stop token.
+    """
 
     tokens: Tokens
-    logp: float  # log pi_ref(y|x), nats
+    words: np.ndarray  # (|y|, k) int, the likeliest tokens at each place
+    logps: np.ndarray  # (|y|, k) float32, log pi_ref(v | x, y_<t) of them, nats
+    longest: int  # T
 
 
 class EncodedQuestion(NamedTuple):

@@ -3,7 +3,7 @@
 May import `data`, never `lora`: a model with adapters is a model.
 """
 
-from dpo.anchors import Sampling, anchor_gaps, draw_anchors
+from dpo.anchors import WORDS, Sampling, draw_anchors, policy_logps
 from dpo.evaluation.curves import curves_figure
 from dpo.evaluation.dial import SIZES, STEPS, dial_figure, dial_rows, largest_within
 from dpo.evaluation.drift import Drift, remark

@@ -1,13 +1,17 @@
-"""Anchors: answers that the reference writes by itself, which the policy is to keep likely.
+"""Anchors: answers that the reference writes by itself, which hold the policy near it.
 
 DPO holds the policy near its reference on the answers in the data alone. Anchors add the forward
-divergence at the prompts that are trained on, estimated from a few answers y drawn from pi_ref:
+divergence at the prompts that are trained on. By the chain rule it is a sum over places:
 
-    KL(pi_ref || pi) = E_{y ~ pi_ref} [log pi_ref(y|x) - log pi(y|x)]
+    KL(pi_ref || pi) = E_{y ~ pi_ref} sum_t KL(pi_ref(. | x, y_<t) || pi(. | x, y_<t))
 
-They are drawn once. In training they are further answers of their question's trie, so that they
-share its prompt. `docs/math.md` derives the term and says what it cannot see. Shape legend: A
-answers, K anchors, B prompts, N samples of each, T tokens at most, V vocabulary.
+A few answers y are drawn once. At each of their places the inner KL is computed from the k tokens
+that the reference finds likeliest, and all others as one. So at pi = pi_ref each place has the
+gradient zero, not only their average. In training anchors are further answers of their question's
+trie, so that they share its prompt. `docs/math.md` derives the term and says what it cannot see.
+
+Shape legend: A answers, E edges, D nodes that predict, H hidden, V vocabulary, M places of all
+anchors, k words, B prompts, N samples of each, T tokens at most.
 """
 
 import hashlib
@@ -24,8 +28,11 @@ from data.batches import PairBatch
 from data.encode import Anchor
 from data.trees import Tokens
 from dpo.evaluation.generate import contiguous_head, left_padded
+from dpo.head import head_of, token_logits, token_logps
+from dpo.logps import over_paths, plain_scores, predicting
 
 CELLS = 2**24  # float32 scores of all rows that are drawn at once, B x N x V
+WORDS = 32  # k: what the reference finds likeliest at each place of an anchor
 ROWS = 16  # of which the probabilities are summed up at a time
 
 
@@ -36,17 +43,46 @@ class Sampling(NamedTuple):
     tokens: int = 24
 
 
-def anchor_gaps(logps: Tensor, batch: PairBatch, tokens: int) -> Tensor:
-    """Return (K,): how much less likely than for the reference each anchor y is, in nats a token.
+def policy_logps(
+    model: Any, batch: PairBatch, tile_cells: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return log pi(y|x) of all answers (A,), as `answer_logps`, and the KL at each place (M,).
 
-        [log pi_ref(y|x) - log pi(y|x)] / T
-
-    `logps` (A,) are log pi(y|x) of all answers of the batch, and `tokens` is T. Before the first
-    step a gap is 0, up to rounding. The mean estimates KL(pi_ref || pi) of answers of at most T
-    tokens, a token. All are divided by the same T: divided by its own length, a short answer would
-    weigh more than pi_ref gives it, and the policy would learn to be brief.
+    One pass over the tries serves both.
     """
-    return (batch.anchor_logps - logps[batch.anchors]) / tokens  # eq. (23) of docs/math.md
+    trees, anchors = batch.trees, batch.anchors
+    if not trees.shared:
+        scores = plain_scores(model, trees)  # (E, V)
+        edges = scores.gather(1, trees.edge_token[:, None]).squeeze(1)
+        words = scores[anchors.edges].gather(1, anchors.words)
+        return over_paths(edges, trees), divergence(anchors.logps, words)
+    hidden, head = predicting(model, trees), head_of(model, tile_cells)
+    edges = token_logps(hidden, trees.edge_token, head, trees.edge_node, trees.siblings)
+    if not len(anchors.edges):
+        return over_paths(edges, trees), edges.new_zeros(0)
+    at = hidden[trees.edge_node[anchors.edges]].to(edges.dtype)  # (M, H)
+    said = trees.edge_token[anchors.edges][:, None]  # (M, 1)
+    normaliser = token_logits(at, said, head).squeeze(1) - edges[anchors.edges]  # (M,) log sum e^z
+    words = token_logits(at, anchors.words, head) - normaliser[:, None]  # (M, k)
+    return over_paths(edges, trees), divergence(anchors.logps, words)
+
+
+def divergence(reference: Tensor, policy: Tensor) -> Tensor:
+    """Return (M,): KL(p || q), where all but k words are one.
+
+        sum_v p_v log (p_v / q_v) + p_rest log (p_rest / q_rest)        p_rest = 1 - sum_v p_v
+
+    Both arguments are (M, k) log-probs of the same words, nats. Taking words together can only
+    lower a KL, and leaves it zero where p = q.
+    """
+    p, rest = reference.exp(), _rest(reference)
+    kept = (p * (reference - policy)).sum(-1)
+    return kept + rest * (rest.log() - _rest(policy).log())  # eq. (23) of docs/math.md
+
+
+def _rest(logps: Tensor) -> Tensor:
+    """Return (M,): the probability of all other words; float32 knows none below its epsilon."""
+    return (1 - logps.exp().sum(-1)).clamp(min=torch.finfo(logps.dtype).eps)
 
 
 def draw_anchors(
@@ -97,10 +133,11 @@ def _drawn(
             **given,
         )  # fmt: skip
     found = []
-    logps = torch.stack(draw.logps, 1).tolist()
-    for row, scores in zip(out[:, ids.shape[1] :].tolist(), logps, strict=True):
+    words, logps = (torch.stack(x, 1).cpu().numpy() for x in (draw.words, draw.logps))
+    for row, likely, scores in zip(out[:, ids.shape[1] :].tolist(), words, logps, strict=True):
         count = row.index(stop) + 1 if stop in row else len(row)
-        found.append(Anchor(tuple(row[:count]), sum(scores[:count])))
+        kept = likely[:count].astype(np.int32), scores[:count]
+        found.append(Anchor(tuple(row[:count]), *kept, sampling.tokens))
     return [tuple(found[i : i + n]) for i in range(0, len(found), n)]
 
 
@@ -118,20 +155,23 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
 
     def __init__(self, uniform: np.ndarray) -> None:  # (B x N, T)
         self.uniform = uniform
-        self.logps: list[Tensor] = []  # of each token so far, (B x N,) log pi_ref, nats
+        # of each place so far, (B x N, k): the likeliest tokens, and log pi_ref of them
+        self.words: list[Tensor] = []
+        self.logps: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores (B x N, V) that leave one token of each row."""
         u = torch.from_numpy(self.uniform[:, len(self.logps)]).to(scores.device, scores.dtype)
-        logps = []
+        likeliest = []
         for some, numbers in zip(scores.split(ROWS), u[:, None].split(ROWS), strict=True):
             p = some.softmax(-1)
             up_to = p.cumsum(-1)  # which may end a little beside 1
             token = torch.searchsorted(up_to, numbers * up_to[:, -1:], right=True)
             token.clamp_(max=some.shape[-1] - 1)
-            logps.append(p.gather(1, token).log().squeeze(1))
+            likeliest.append(p.topk(min(WORDS, p.shape[-1])))
             some.fill_(-torch.inf).scatter_(1, token, 0.0)
-        self.logps.append(torch.cat(logps))
+        self.words.append(torch.cat([top.indices for top in likeliest]))
+        self.logps.append(torch.cat([top.values for top in likeliest]).log())
         return scores
 
 

@@ -85,6 +85,13 @@ def token_logps(
     return -F.softplus(rest - z)  # eq. (14) of docs/math.md
 
 
+def token_logits(hidden: Tensor, words: Tensor, head: Head) -> Tensor:
+    """Return (M, k) float32: the logits of k words (M, k) for each hidden state (M, H)."""
+    weight = head.weight[words].to(hidden.dtype)  # (M, k, H)
+    bias = None if head.bias is None else head.bias[words]
+    return _logits((weight @ hidden[..., None]).squeeze(-1), bias, head)[0]
+
+
 def _logits(scores: Tensor, bias: Tensor | None, head: Head) -> tuple[Tensor, Tensor | None]:
     """Return z and dz/d(scores) / scale (None stands for 1) for scores h W^T."""
     if bias is not None:

@@ -28,7 +28,11 @@ def answer_logps(model: Any, batch: TreeBatch, tile_cells: int | None = None) ->
     with or without LoRA layers; the gradient flows to whatever of its body is trained. `tile_cells`
     bounds the head's memory, see `head_of`.
     """
-    edges = edge_logps(model, batch, tile_cells)  # (E,), one for each distinct answer token
+    return over_paths(edge_logps(model, batch, tile_cells), batch)
+
+
+def over_paths(edges: Tensor, batch: TreeBatch) -> Tensor:
+    """Return (A,): the sum over each answer's edges of (E,) log-probs."""
     sums: Tensor = torch.zeros(batch.answers, device=edges.device, dtype=edges.dtype)
     return sums.index_add(0, batch.path_answers, edges[batch.path_edges])  # eq. (4) of docs/math.md
 
@@ -36,30 +40,34 @@ def answer_logps(model: Any, batch: TreeBatch, tile_cells: int | None = None) ->
 def edge_logps(model: Any, batch: TreeBatch, tile_cells: int | None = None) -> Tensor:
     """Return (E,) float32: the log-prob of each distinct answer token, given its path."""
     if not batch.shared:
-        return _plain_edge_logps(model, batch)
+        return plain_scores(model, batch).gather(1, batch.edge_token[:, None]).squeeze(1)
+    hidden, head = predicting(model, batch), head_of(model, tile_cells)
+    return token_logps(hidden, batch.edge_token, head, batch.edge_node, batch.siblings)
+
+
+def predicting(model: Any, batch: TreeBatch) -> Tensor:
+    """Return (D, H): the hidden states of the nodes that a token follows."""
     hidden: Tensor = model.base_model(
         input_ids=batch.tokens,
         position_ids=batch.positions,
         attention_mask=attention_masks(model, batch),
         use_cache=False,
     ).last_hidden_state  # (B, L, H)
-    predicting = hidden.flatten(0, 1)[batch.nodes]  # (D, H): the nodes that a token follows
-    head = head_of(model, tile_cells)
-    return token_logps(predicting, batch.edge_token, head, batch.edge_node, batch.siblings)
+    return hidden.flatten(0, 1)[batch.nodes]
 
 
-def _plain_edge_logps(model: Any, batch: TreeBatch) -> Tensor:
-    """Score rows of one answer each with the model's own forward, whatever its architecture.
+def plain_scores(model: Any, batch: TreeBatch) -> Tensor:
+    """Return (E, V) float32: log softmax of the model's own logits before each token.
 
-    All logits (B, L, V) are kept, so that this is the slow way.
+    This scores rows of one answer each, whatever the architecture. All logits (B, L, V) are kept,
+    so that it is the slow way.
     """
     column = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)  # (L,)
     followed = batch.ends > column + 1  # (B, L): all tokens of a row but its last; no padding
     lengths = followed.sum(1, keepdim=True) + 1  # (B, 1)
     seen = (column < lengths).long()
     logits: Tensor = model(input_ids=batch.tokens, attention_mask=seen, use_cache=False).logits
-    scores = logits.flatten(0, 1)[batch.edge_from].float().log_softmax(-1)  # (E, V)
-    return scores.gather(1, batch.edge_token[:, None]).squeeze(1)
+    return logits.flatten(0, 1)[batch.edge_from].float().log_softmax(-1)
 
 
 def attention_masks(model: Any, batch: TreeBatch) -> Any:

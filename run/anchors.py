@@ -1,9 +1,12 @@
 """The anchors of a run: drawn from its reference once, and kept on disk from run to run."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 import data
 import dpo
@@ -57,7 +60,7 @@ class Anchors:
 
     def _file(self, reference_hash: str, stop: int) -> Path:
         settings = f"{self.sampling.samples}x{self.sampling.tokens}-{stop}"
-        return folder.cache_folder("anchors") / f"{reference_hash}-{settings}.json"
+        return folder.cache_folder("anchors") / f"{reference_hash}-{settings}.safetensors"
 
     def _drawn(
         self, model: Any, prompts: list[Tokens], stop: int, world: World, shared: bool
@@ -78,7 +81,8 @@ class Anchors:
     def _check(self, known: Drawn, questions: Questions, file: Path) -> None:
         digest = hashlib.sha256()
         for question in questions:
-            digest.update(repr(known[prompt_key(question.prompt)]).encode())
+            for tokens, *arrays, _ in known[prompt_key(question.prompt)]:
+                digest.update(b"".join([repr(tokens).encode(), *(x.tobytes() for x in arrays)]))
         self.fingerprint = digest.hexdigest()
         if self._before not in ("", self.fingerprint):
             raise UsageError(
@@ -101,7 +105,8 @@ def as_planned(train: Questions, config: Config) -> Questions:
         return train
     n, t = config.anchor_samples, config.anchor_tokens
     ids = [tuple(-1 - k * t - i for i in range(t)) for k in range(n)]  # of no real token
-    anchors = tuple(data.Anchor(tokens, 0.0) for tokens in ids)
+    words, logps = np.zeros((t, dpo.WORDS), np.int32), np.zeros((t, dpo.WORDS), np.float32)
+    anchors = tuple(data.Anchor(tokens, words, logps, t) for tokens in ids)
     return train.map(lambda question: question._replace(anchors=anchors))
 
 
@@ -128,21 +133,44 @@ def prompt_key(prompt: Tokens) -> str:
 def read_drawn(file: Path) -> Drawn:
     """Return the anchors in `file`; one that is missing or damaged has none, and is named."""
     try:
-        lines = json.loads(file.read_text(encoding="utf-8"))
-        return {
-            str(key): tuple(data.Anchor(tuple(map(int, ids)), float(logp)) for ids, logp in anchors)
-            for key, anchors in lines.items()
-        }
+        with safe_open(file, "np") as stored:
+            keys = stored.metadata()["keys"].split()
+            arrays = [stored.get_tensor(name) for name in ("tokens", "words", "logps")]
+        return {key: _anchors(*parts) for key, *parts in zip(keys, *arrays, strict=True)}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         print(f"The anchors in {file} are damaged and are drawn anew ({error}).", flush=True)
         return {}
 
 
+def _anchors(tokens: np.ndarray, words: np.ndarray, logps: np.ndarray) -> tuple[data.Anchor, ...]:
+    """Return the anchors of one prompt, from arrays that are filled up with -1 behind an end."""
+    counts = (tokens >= 0).sum(1).tolist()
+    return tuple(
+        data.Anchor(tuple(tokens[i, :n].tolist()), words[i, :n], logps[i, :n], tokens.shape[1])
+        for i, n in enumerate(counts)
+    )
+
+
 def write_drawn(file: Path, drawn: Drawn) -> None:
     """Replace `file` in one step; one that cannot be written costs time and no result."""
+    each = [[_filled(anchor) for anchor in anchors] for anchors in drawn.values()]
+    names = ("tokens", "words", "logps")
+    arrays = {name: np.stack([[a[i] for a in row] for row in each]) for i, name in enumerate(names)}
     try:
-        lora.write_text(file, json.dumps(drawn))
+        with lora.whole(file) as new:
+            save_file(arrays, new, {"keys": " ".join(drawn)})
     except OSError as error:
         print(f"The anchors are not cached: {error}", flush=True)
+
+
+def _filled(anchor: data.Anchor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the anchor's arrays with T places each."""
+    missing = anchor.longest - len(anchor.tokens)
+    tokens = np.array(anchor.tokens, dtype=np.int32)
+    rest = ((0, missing), (0, 0))
+    return (
+        np.pad(tokens, (0, missing), constant_values=-1),
+        np.pad(anchor.words, rest), np.pad(anchor.logps, rest),
+    )  # fmt: skip

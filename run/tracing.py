@@ -42,7 +42,7 @@ def activations(
             lora.train_adapters(model)
             again = lora.layers_checkpointed(model, config.checkpointing == "on")
             with again, lora.norms_by_hand(model), lora.attention_by_hand(model):
-                step = peak_by_layers(model, partial(_backward, model, batch.trees, cells))
+                step = peak_by_layers(model, partial(_backward, model, batch, cells))
             model.eval()
             with torch.no_grad(), two_tiles(model, scored, cells):
                 score = partial(dpo.answer_logps, model, scored, cells)
@@ -53,8 +53,9 @@ def activations(
     return 0, 0, 0
 
 
-def _backward(model: Any, trees: data.TreeBatch, cells: int) -> None:
-    dpo.answer_logps(model, trees, cells).sum().backward()
+def _backward(model: Any, batch: data.PairBatch, cells: int) -> None:
+    logps, held = dpo.policy_logps(model, batch, cells)
+    (logps.sum() + held.sum()).backward()
 
 
 def heaviest(train: Any, steps: data.Steps) -> list[tuple[int, int]]:

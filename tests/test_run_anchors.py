@@ -9,7 +9,6 @@ from conftest import randomise, small_model
 import dpo
 import lora
 import train
-from data import Anchor
 from run.anchors import Anchors, as_planned, prompt_key, read_drawn, tokens_of, write_drawn
 from run.config import Config
 from run.errors import UsageError
@@ -135,24 +134,33 @@ def test_a_run_goes_on_with_the_anchors_it_had_or_not_at_all(own_cache):
     (file,) = (own_cache / "anchors").iterdir()
     known = read_drawn(file)
     key = next(iter(known))
-    write_drawn(file, known | {key: (Anchor((9, 9), -1.0), *known[key][1:])})
+    first, *rest = known[key]
+    write_drawn(file, known | {key: (first._replace(logps=first.logps - 0.1), *rest)})
     with pytest.raises(UsageError, match="--resume: the anchors are not those"):
         second.draw(reference, World(), questions(), [0, 1], True)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"a": "x"}', '{"a": [[["x"], 1]]}', "null"])
-def test_a_damaged_file_has_no_anchors_and_is_named(tmp_path, text, capsys):
-    file = tmp_path / "anchors.json"
-    file.write_text(text)
+@pytest.mark.parametrize("content", [b"", b"{", b"\x08\0\0\0\0\0\0\0{}      ", b"\0" * 99])
+def test_a_damaged_file_has_no_anchors_and_is_named(tmp_path, content, capsys):
+    file = tmp_path / "anchors.safetensors"
+    file.write_bytes(content)
     assert read_drawn(file) == {}
     assert f"The anchors in {file} are damaged" in capsys.readouterr().out
-    assert read_drawn(tmp_path / "none.json") == {}
+    assert read_drawn(tmp_path / "none.safetensors") == {}
 
 
-def test_anchors_survive_the_file(tmp_path):
-    drawn = {prompt_key((1, 5)): (Anchor((7, 8, 2), -1.25), Anchor((9,), -0.1))}
-    write_drawn(tmp_path / "anchors.json", drawn)
-    assert read_drawn(tmp_path / "anchors.json") == drawn
+def test_anchors_survive_the_file_bit_for_bit(tmp_path):
+    model = small_model("llama", scale=0.2)
+    drawn = {prompt_key(prompt): anchors for prompt, anchors in dpo.draw_anchors(
+        model, [(1, 5, n) for n in range(3, 30)], 2, dpo.Sampling(2, 6))}  # fmt: skip
+    assert any(len(a.tokens) < 6 for anchors in drawn.values() for a in anchors)
+    write_drawn(tmp_path / "anchors.safetensors", drawn)
+    found = read_drawn(tmp_path / "anchors.safetensors")
+    assert found.keys() == drawn.keys()
+    for key, anchors in drawn.items():
+        for ours, theirs in zip(anchors, found[key], strict=True):
+            assert (ours.tokens, ours.longest) == (theirs.tokens, theirs.longest)
+            assert (ours.words == theirs.words).all() and (ours.logps == theirs.logps).all()
 
 
 def test_the_plan_counts_anchors_at_their_longest():
