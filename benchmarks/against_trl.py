@@ -71,7 +71,7 @@ def ours(task):
     own = mock.patch("run.folder.cache_folder", lambda name: cache / name)
     config = Config(
         model=task["model"], data=task["csv"], output_dir=task["folder"], merge=False,
-        eval_fraction=task["held_out"], epochs=task["epochs"], dropout=0.0,
+        eval_fraction=task["held_out"], epochs=task["epochs"], dropout=0.0, anchor_weight=0.0,
         lr=RATE, save_every=10**6, **task["settings"],  # no checkpoint, as with TRL below
     )  # fmt: skip
     with own, contextlib.redirect_stdout(io.StringIO()):

@@ -45,13 +45,19 @@ from run.measuring import Clock
 def once(args, csv, folder):
     """Run train.py; return its summary, the model and the sizes of all batches."""
     batches, models, laps = [], [], []
-    score, lap = dpo.answer_logps, Clock.lap
+    lap = Clock.lap
 
-    def watched(model, batch):
-        if "load" in laps and "train" not in laps:  # neither the plan nor what is looked at after
-            models[:] = [model]
-            batches.append((fed(batch), len(batch.nodes), torch.is_grad_enabled()))
-        return score(model, batch)
+    def watched(owner, name):
+        score = getattr(owner, name)
+
+        def wrapped(model, batch):
+            if "load" in laps and "train" not in laps:  # not the plan nor what is looked at after
+                models[:] = [model]
+                trees = getattr(batch, "trees", batch)
+                batches.append((fed(trees), len(trees.nodes), torch.is_grad_enabled()))
+            return score(model, batch)
+
+        return mock.patch.object(owner, name, wrapped)
 
     def lapped(clock, name):
         laps.append(name)
@@ -59,11 +65,10 @@ def once(args, csv, folder):
 
     config = Config(
         model=args.model, data=str(csv), output_dir=str(folder), merge=False, epochs=args.epochs,
-        eval_fraction=1 / (args.questions + 1), compile=args.compile,
+        eval_fraction=1 / (args.questions + 1), compile=args.compile, anchor_weight=0.0,
     )  # fmt: skip
     cache = mock.patch("run.folder.cache_folder", lambda name: folder.with_name("cache") / name)
-    mine = mock.patch.object(train, "answer_logps", watched)
-    reference = mock.patch.object(dpo.scoring, "answer_logps", watched)
+    mine, reference = watched(train, "policy_logps"), watched(dpo.scoring, "answer_logps")
     clock = mock.patch.object(Clock, "lap", lapped)
     with mine, reference, cache, clock, contextlib.redirect_stdout(io.StringIO()):
         train.run(config)
@@ -141,6 +146,7 @@ def labelled(profiler):
             (LinearInBlocks, "forward", "products of the body"),
             (LoRALinear, "forward", "LoRA"),
             (dpo.logps, "token_logps", "head"),
+            (dpo.anchors, "token_logps", "head"),
             (dpo.logps, "attention_masks", "attention"),
             (train, "clip_grad_norm_", "optimizer"),
             (torch.optim.AdamW, "step", "optimizer"),

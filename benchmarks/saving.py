@@ -47,7 +47,7 @@ def main():
                 folder = Path(scratch) / f"{repetition}-{name}"
                 config = Config(
                     model="builtin", data="builtin", max_steps=args.max_steps, merge=False,
-                    save_every=every, output_dir=str(folder),
+                    save_every=every, output_dir=str(folder), anchor_weight=0.0,
                 )  # fmt: skip
                 with contextlib.redirect_stdout(io.StringIO()):
                     train.run(config)

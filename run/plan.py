@@ -180,7 +180,7 @@ def epoch_flops(work: Work, body: int, head: int) -> float:
         for side in (work.questions.train, work.questions.held_out)
         for fed in [side.column("as_tries")]
     )
-    anchors = tokens_of(work.config) * len(work.questions.train)
+    anchors = tokens_of(work.config) * len(work.questions.train.column("as_tries"))
     epochs = work.steps.pairs / max(sum(work.steps.counts), 1)
     reference = 1 if work.config.needs_reference else 0
     forward = [t * reference + 2 * h for t, h in zip(train, held_out, strict=True)]

@@ -79,13 +79,13 @@ def test_the_layers_are_computed_again_where_the_recipe_says_so(
     model_folder, questions_csv, private_cache, tmp_path, monkeypatch
 ):
     seen = []
-    real = train.answer_logps
+    real = train.policy_logps
 
-    def watched(model, trees):
+    def watched(model, batch):
         seen.append("forward" in vars(decoder_layers(model)[0]))
-        return real(model, trees)
+        return real(model, batch)
 
-    monkeypatch.setattr(train, "answer_logps", watched)
+    monkeypatch.setattr(train, "policy_logps", watched)
     argv = [
         "--config", ROOT / "recipes" / "gemma-2-9b-nf4-8gb.yaml", "--model", model_folder,
         "--data", questions_csv, "--device", "cpu", "--output-dir", tmp_path / "run",

@@ -1,6 +1,7 @@
 """The plan: bytes counted by hand on small tensors, and compared with what a run really took."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -156,10 +157,23 @@ def test_the_flops_by_hand():
         },
     )
     steps = Steps([2], 2, epochs=2, seed=0, shuffle="questions")
-    assert epoch_flops(Work(Config(), questions, steps), 10, 100) == 4180
-    for free in (Config(reference_free=True), Config(loss="simpo"), Config(loss="orpo,sft=2")):
-        assert epoch_flops(Work(free, questions, steps), 10, 100) == 3440
-    assert epoch_flops(Work(Config(loss="simpo,dpop"), questions, steps), 10, 100) == 4180
+    plain = Config(anchor_weight=0)
+    assert epoch_flops(Work(plain, questions, steps), 10, 100) == 4180
+    for free in ({"reference_free": True}, {"loss": "simpo"}, {"loss": "orpo,sft=2"}):
+        assert epoch_flops(Work(replace(plain, **free), questions, steps), 10, 100) == 3440
+    assert epoch_flops(Work(replace(plain, loss="simpo,dpop"), questions, steps), 10, 100) == 4180
+
+
+def test_the_flops_of_anchors_by_hand():
+    """As above with an anchor of 2 tokens: drawn once, and in each epoch forward and backward.
+
+    Body: 39 + 2 + 8 = 49. Head: 17 + 2 + 8 = 27. 2 (490 + 2,700) = 6,380.
+    """
+    sides = Side(as_tries=[7], prompt_length=[5]), Side(as_tries=[2], prompt_length=[2])
+    questions = type("Q", (), dict(zip(("train", "held_out"), sides, strict=True)))
+    steps = Steps([2], 2, epochs=2, seed=0, shuffle="questions")
+    anchored = Config(anchor_weight=1, anchor_samples=1, anchor_tokens=2)
+    assert epoch_flops(Work(anchored, questions, steps), 10, 100) == 6380
 
 
 def test_the_heaviest_step_is_found():
@@ -376,11 +390,15 @@ def test_a_model_that_tries_do_not_suit_is_planned_as_plain_rows(monkeypatch, to
             raise ValueError("too many values to unpack")
         return torch.ones(1, device="meta", requires_grad=True)
 
+    def both(model, batch, cells):
+        return scored(model, batch.trees, cells), torch.zeros(0, device="meta")
+
     monkeypatch.setattr(dpo, "answer_logps", scored)
+    monkeypatch.setattr(dpo, "policy_logps", both)
     question = EncodedQuestion((1, 2), (3, 4), ((5, 4),))
     questions = type("Q", (), {"train": [question]})
     monkeypatch.setattr(data, "of_all_lengths", lambda questions, count: questions)
     monkeypatch.setattr(tracing, "heaviest", lambda *_: [(0, 0)])
     model = small_model("llama").to("meta")
-    found = tracing.activations(model, Config(), questions, None, Budgets(9, 9, 9))
+    found = tracing.activations(model, Config(anchor_weight=0), questions, None, Budgets(9, 9, 9))
     assert calls == [True, *[False] * 4] and found[0] > 0  # two depths, forward and backward

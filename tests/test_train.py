@@ -147,14 +147,15 @@ class Witness:
 def test_the_graph_of_a_micro_batch_is_gone_before_the_next_one_is_made(run, monkeypatch):
     """Its tensors go with the backward pass; its thousand nodes would split up the memory."""
     monkeypatch.setattr("run.plan.DEFAULT", Budgets(train=1))
-    real, graphs, left = train.answer_logps, [], []
+    real, graphs, left = train.policy_logps, [], []
 
-    def watched(model, trees):
+    def watched(model, batch):
         left.append(sum(graph() is not None for graph in graphs))
         graphs.append(weakref.ref(witness := Witness()))
-        return Witnessed.apply(real(model, trees), witness)
+        logps, held = real(model, batch)
+        return Witnessed.apply(logps, witness), held
 
-    monkeypatch.setattr(train, "answer_logps", watched)
+    monkeypatch.setattr(train, "policy_logps", watched)
     run("out", max_steps=2, merge=False)
     assert len(graphs) > 2 and left == [0] * len(graphs)
 
