@@ -9,6 +9,7 @@ from conftest import randomise, small_model
 import dpo
 import lora
 import train
+from run import inputs
 from run.anchors import Anchors, as_planned, prompt_key, read_drawn, tokens_of, write_drawn
 from run.config import Config
 from run.errors import UsageError
@@ -172,3 +173,12 @@ def test_the_plan_counts_anchors_at_their_longest():
     assert len({token for a in question.anchors for token in a.tokens}) == 10 == tokens_of(config)
     assert tokens_of(Config(anchor_weight=0.0)) == 0
     assert as_planned(questions(), Config(anchor_weight=0.0))[0].anchors == ()
+
+
+def test_the_first_lines_say_what_the_reference_writes():
+    shown = dict(inputs.remarks(Config(anchor_weight=0.5, anchor_samples=2, anchor_tokens=9), 10))
+    assert shown["anchors"] == (
+        "2 answers of at most 9 tokens that the reference writes to each prompt, weight 0.5 "
+        "(--anchor-weight 0 is DPO alone)"
+    )
+    assert "anchors" not in dict(inputs.remarks(Config(anchor_weight=0), 10))
