@@ -113,7 +113,7 @@ class Config:
         0.0, "adds this much of the chosen answer's negative log-prob a token", "0 or more"
     )
     anchor_weight: float = flag(
-        0.0, "of keeping likely what the reference itself writes to the prompts", "0 or more"
+        1.0, "of keeping likely what the reference itself writes to the prompts", "0 or more"
     )
     anchor_samples: int = flag(1, "answers that the reference writes to a prompt", "1 or more")
     anchor_tokens: int = flag(16, "of such an answer at most", "1 or more")
@@ -156,7 +156,7 @@ class Config:
     )
     shuffle: Shuffle = flag("questions", "what is shuffled: whole questions or single pairs")
 
-    lr: float = flag(5e-4, "peak learning rate", "above 0", group="training")
+    lr: float = flag(1e-3, "peak learning rate", "above 0", group="training")
     epochs: int = flag(1, "passes over the pairs", "1 or more")
     max_steps: int | None = flag(None, "stop after this many optimizer steps", "1 or more")
     batch_size: int = flag(
