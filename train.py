@@ -45,7 +45,8 @@ def backward(model: Any, batch: data.PairBatch, reference: Reference, config: Co
     )  # fmt: skip
     loss = pairs.loss @ batch.weights  # which sum to 1 over a step: eq. (15) of docs/math.md
     anchor = held @ batch.anchors.weights  # KL(pi_ref || pi) a token: eq. (24) of docs/math.md
-    (loss + config.anchor_weight * anchor).backward()
+    fallen = torch.relu(reference_logps - logps)[chosen] @ batch.weights  # eq. (25) of docs/math.md
+    (loss + config.anchor_weight * anchor + config.fall_weight * fallen).backward()
     log = PairLog(*pairs, logps[chosen], logps[rejected], batch.weights, batch.questions)
     return StepLog(log.detached(), batch.as_pairs, batch.fed, anchor.detach())
 

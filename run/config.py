@@ -113,7 +113,10 @@ class Config:
         0.0, "adds this much of the chosen answer's negative log-prob a token", "0 or more"
     )
     anchor_weight: float = flag(
-        1.0, "of keeping likely what the reference itself writes to the prompts", "0 or more"
+        0.7, "of keeping likely what the reference itself writes to the prompts", "0 or more"
+    )
+    anchor_chosen: float = flag(
+        0.3, "beside it, how much it counts if a chosen answer becomes less likely", "0 or more"
     )
     anchor_samples: int = flag(1, "answers that the reference writes to a prompt", "1 or more")
     anchor_tokens: int = flag(16, "of such an answer at most", "1 or more")
@@ -339,6 +342,12 @@ class Config:
     def needs_reference(self) -> bool:
         """Tell whether the loss compares the policy with a reference."""
         return not self.reference_free and needs_reference(self.loss)
+
+    @property
+    def fall_weight(self) -> float:
+        """Return what a nat weighs that a chosen answer lost against its reference."""
+        per_token = self.anchor_weight * self.anchor_chosen / self.anchor_tokens
+        return per_token if self.needs_reference else 0.0
 
     def given_to_template(self) -> dict[str, Any]:
         """Return what the chat template is given besides: `enable_thinking=false` is False.

@@ -1,14 +1,17 @@
 """The anchors of a run: drawn once, kept on disk, the same when a run goes on."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import randomise, small_model
+from conftest import randomise, relative_error, small_model
 
 import dpo
 import lora
 import train
+from data import step_batches
 from run import inputs
 from run.anchors import Anchors, as_planned, prompt_key, read_drawn, tokens_of, write_drawn
 from run.config import Config
@@ -182,3 +185,38 @@ def test_the_first_lines_say_what_the_reference_writes():
         "(--anchor-weight 0 is DPO alone)"
     )
     assert "anchors" not in dict(inputs.remarks(Config(anchor_weight=0), 10))
+
+
+def test_what_a_nat_that_a_chosen_answer_lost_weighs():
+    """.5 x .3 / 10 = .015; nothing without a reference, and nothing without anchors."""
+    config = Config(anchor_weight=0.5, anchor_chosen=0.3, anchor_tokens=10)
+    assert config.fall_weight == pytest.approx(0.015)
+    for other in ({"reference_free": True}, {"loss": "simpo"}, {"anchor_weight": 0.0}):
+        assert replace(config, **other).fall_weight == 0
+
+
+def test_a_chosen_answer_is_pushed_back_to_its_reference_and_not_beyond():
+    """Two questions, a pair each: of one the chosen answer lost 2 nats, of the other it gained 3.
+
+    The added gradient is that of -1/2 log pi(y+) of the first, times the weight of a nat.
+    """
+    model = small_model("llama")
+    lora.add_lora(model, rank=2, alpha=4)
+    randomise(model)
+    parameters = lora.adapter_parameters(model)
+    (batch,) = step_batches(questions()[:2], [(0, 0), (1, 0)], 1000)
+    logps = dpo.answer_logps(model, batch.trees)
+    first, second = batch.chosen.tolist()
+    given = logps.detach().clone()
+    given[first] += 2.0
+    given[second] -= 3.0
+    reference = SimpleNamespace(logps=lambda batch: given)
+    found = []
+    for chosen in (0.0, 0.8):
+        model.zero_grad()
+        config = Config(anchor_weight=0.5, anchor_chosen=chosen, anchor_tokens=4)
+        train.backward(model, batch, reference, config)
+        found.append(torch.cat([p.grad.flatten() for p in parameters]))
+    (gradient,) = [torch.autograd.grad(-0.5 * logps[first], parameters)]
+    expected = 0.5 * 0.8 / 4 * torch.cat([g.flatten() for g in gradient])
+    assert relative_error(found[1] - found[0], expected) < 1e-3
