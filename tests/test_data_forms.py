@@ -809,6 +809,7 @@ def zstd(content):
         ("rows.csv.gz", gzip.compress(CSV)),
         ("rows.tsv.zst", zstd(CSV.replace(b",", b"\t"))),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # gzip writes the time
 )  # fmt: skip
 def test_rows_are_the_same_however_a_file_holds_them(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
