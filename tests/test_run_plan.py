@@ -342,7 +342,10 @@ def test_gemma_2_9b_is_planned_from_its_configuration_alone(tmp_path, monkeypatc
     steps = Steps([1], 8, epochs=1, seed=0, shuffle="questions")
     made = {
         (kind, shard): plan.make(
-            Work(Config(quantize=kind, shard=shard), sides, steps, 2 if shard == "on" else 1),
+            Work(
+                Config(quantize=kind, shard=shard, anchor_weight=0), sides, steps,
+                2 if shard == "on" else 1,
+            ),
             tmp_path, torch.device("cpu"), torch.bfloat16, Budgets(),
         )
         for kind, shard in (("none", "off"), ("nf4", "off"), ("none", "on"))

@@ -204,6 +204,7 @@ def test_every_loss_falls_and_raises_the_margin(run, more):
 def test_losses_on_whole_questions_do_not_depend_on_micro_batches_or_sharing(
     run, monkeypatch, more
 ):
+    more = more | {"anchor_weight": 0.0}  # tests/test_dpo_anchors.py has theirs
     whole = adapter(run("whole", **more))
     monkeypatch.setattr("run.plan.DEFAULT", Budgets(train=1))
     assert same(whole, adapter(run("single", **more)), 1e-3)
