@@ -18,10 +18,16 @@ from torch.utils._pytree import tree_leaves
 import data
 import dpo
 import lora
+from data.trees import Tokens
 from dpo import Budgets
 from dpo.head import cells_of, words_in_a_tile
 from run.anchors import as_planned
 from run.config import Config
+
+# As many tokens as the neutral text has at most, in paragraphs of a hundred.
+NEUTRAL: list[tuple[Tokens, list[Tokens]]] = [
+    ((1,), [tuple(range(100 * i, 100 * i + 100))]) for i in range(48)
+]
 
 
 def activations(
@@ -37,7 +43,11 @@ def activations(
     for shared in (True, False):
         fed = budgets if shared else Budgets(budgets.plain, budgets.plain, budgets.plain)
         batch = next(data.step_batches(train, pairs, fed.train, shared)).to("meta")
-        scored = next(dpo.scoring_batches({}, to_score, fed.score, shared))[1].to("meta")
+        batches = [  # of questions, and of the text that the dial reads
+            next(dpo.scoring_batches({}, to_score, fed.score, shared))[1],
+            next(dpo.scoring_batches({}, NEUTRAL, fed.score, shared, joined=False))[1],
+        ]
+        scored = max(batches, key=lambda trees: trees.tokens.numel()).to("meta")
         try:
             lora.train_adapters(model)
             again = lora.layers_checkpointed(model, config.checkpointing == "on")

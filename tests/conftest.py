@@ -17,8 +17,6 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dpo.evaluation.neutral import KINDS
-
 atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)
 ROOT = Path(__file__).parents[1]
 VOCABULARY = 97
@@ -175,6 +173,8 @@ def private_cache(tmp_path_factory, monkeypatch):
 def short_neutral_text(tmp_path_factory):
     """Neutral text of a few words a kind: a small tokenizer makes 12,000 tokens of the whole."""
     folder = tmp_path_factory.mktemp("neutral")
+    from dpo.evaluation.neutral import KINDS
+
     for kind in KINDS:
         (folder / f"{kind}.txt").write_text(f"Do bats see the {kind}?\n\nThe lead is smaller.\n")
     with pytest.MonkeyPatch.context() as patch:
