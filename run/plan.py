@@ -21,7 +21,6 @@ from run.measuring import free_memory, matmul_rate, resident
 from run.processes import World
 from run.tracing import activations
 
-LIBRARIES = 20 * 2**20  # on a CPU: what first products load; pictures find room after training
 # oneDNN compiles bf16 products for each shape it meets, and keeps them: bytes a step, and at most
 SHAPES = (int(4.5 * 2**20), 540 * 2**20)
 LOGITS = 4 * 32  # rows of float32 logits that the drift holds at once
@@ -43,7 +42,7 @@ class Plan:
     step_tokens: int  # fed in it
     scoring: int  # a batch of the reference pass or the evaluation
     looking: int  # drift and samples at the end: rows of logits
-    program: int  # what the process held before, and libraries that it will load
+    program: int  # what the process held before, and products that it will compile
     on_cpu: bool
     free: int  # beyond that
     blocks: int  # the weights once more in blocks, on a CPU, if they fit; lora/base/blocks.py
@@ -137,7 +136,7 @@ def make(
         step_tokens=fed,
         scoring=scoring + dequantised,
         looking=4 * LOGITS * head.shape[0],
-        program=resident(device) + (LIBRARIES + compiled if on_cpu else 0),
+        program=resident(device) + (compiled if on_cpu else 0),
         on_cpu=on_cpu,
         free=free_memory(device),
         blocks=blocks if shards == 1 else 0,

@@ -38,7 +38,8 @@ class Sizes:
         self.on = dpo.MeasuredOn(held_out, dpo.neutral_texts(tokenizer))
         self._answers = [held_out.map(dpo.all_answers)]
         self._paragraphs = [[part for kind in self.on.texts.values() for part in kind]]
-        self._apart = replace(scorer, watch=unwatched, joined=False)
+        smaller = scorer.budgets._replace(score=min(scorer.budgets.score, scorer.budgets.text))
+        self._apart = replace(scorer, watch=unwatched, joined=False, budgets=smaller)
         self._seen: dict[float, dpo.Scores] = {}  # of the paragraphs, at each size
 
     def chosen(self, config: Config) -> float:

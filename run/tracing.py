@@ -41,11 +41,11 @@ def activations(
     to_score = [dpo.trained_answers(q) for q in data.of_all_lengths(train, 512)]
     cells = cells_of(lora.choose_device(config.device).type)
     for shared in (True, False):
-        fed = budgets if shared else Budgets(budgets.plain, budgets.plain, budgets.plain)
+        fed = budgets if shared else Budgets(*[budgets.plain] * 4)
         batch = next(data.step_batches(train, pairs, fed.train, shared)).to("meta")
         batches = [  # of questions, and of the text that the dial reads
             next(dpo.scoring_batches({}, to_score, fed.score, shared))[1],
-            next(dpo.scoring_batches({}, NEUTRAL, fed.score, shared, joined=False))[1],
+            next(dpo.scoring_batches({}, NEUTRAL, fed.text, shared, joined=False))[1],
         ]
         scored = max(batches, key=lambda trees: trees.tokens.numel()).to("meta")
         try:
