@@ -96,4 +96,4 @@ def test_another_error_passes_as_it_is(error):
 
 
 def test_all_budgets_become_smaller_together():
-    assert Budgets(train=2048, score=4096, plain=512).fewer(4) == (512, 1024, 128)
+    assert Budgets(train=2048, score=4096, plain=512).fewer(4) == (512, 1024, 128, 256)

@@ -223,7 +223,7 @@ def settle(monkeypatch, model_folder):
             config, budgets = work.config, given[-1]
             assert work.processes == processes
             step = int(sizes[config.checkpointing, config.quantize] * 2**30)
-            if budgets == Budgets(2, 3, 4):  # a quarter of the tokens
+            if budgets == Budgets(2, 3, 4, 5):  # a quarter of the tokens
                 step -= int(0.1 * 2**30)
             shards = processes if config.shard == "on" else 1
             weights = (4 if shards == 1 else 2) * 2**30
@@ -235,7 +235,7 @@ def settle(monkeypatch, model_folder):
             return planned(int(free * 2**30), **values)
 
         monkeypatch.setattr(plan, "make", make)
-        monkeypatch.setattr(plan, "DEFAULT", Budgets(8, 12, 16))
+        monkeypatch.setattr(plan, "DEFAULT", Budgets(8, 12, 16, 20))
         monkeypatch.setattr(lora, "choose_device", lambda name: torch.device(device))
         config = Config(model=str(model_folder), dtype="float32", **settings)
         return plan.choose_plan(config, None, None, Among(0, processes))
@@ -257,17 +257,17 @@ def test_layers_are_computed_again_only_where_memory_lacks(settle, capsys):
 
 def test_fewer_tokens_at_once_come_before_any_other_remedy(settle, capsys):
     found = settle(7.95)
-    assert found.budgets == Budgets(2, 3, 4) and found.checkpointing == "off"
+    assert found.budgets == Budgets(2, 3, 4, 5) and found.checkpointing == "off"
     assert "a quarter of the tokens" in capsys.readouterr().out
     found = settle(6.5)
-    assert found.budgets == Budgets(8, 12, 16) and found.checkpointing == "on"
+    assert found.budgets == Budgets(8, 12, 16, 20) and found.checkpointing == "on"
 
 
 def test_weights_have_no_blocks_where_these_would_not_fit(settle, capsys):
     found = settle(9, device="cpu", blocks=2**30)
     assert found.blocks == 2**30 and found.peak == 10 * 2**30
     found = settle(8.5, device="cpu", blocks=2**30)
-    assert found.blocks == 0 and found.fits and found.budgets == Budgets(8, 12, 16)
+    assert found.blocks == 0 and found.fits and found.budgets == Budgets(8, 12, 16, 20)
     assert found.checkpointing == "off" and capsys.readouterr().out == ""
 
 
