@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 
 from data.batches import PairBatch
 from data.encode import Anchor
@@ -147,7 +147,7 @@ def _uniform(prompt: Tokens, sampling: Sampling) -> np.ndarray:
     return np.random.default_rng(seed).random(sampling)
 
 
-class Draw(LogitsProcessor):  # type: ignore[misc]
+class Draw:
     """Draw each row's next token from softmax(z) by a number u that is given: inverse sampling.
 
     The token is the first one whose cumulated probability is above u. All others become impossible.

@@ -15,7 +15,7 @@ class Budgets(NamedTuple):
     train: int = 2048
     score: int = 4096
     plain: int = 512  # plain rows keep all their logits
-    text: int = 1024  # of the neutral text, which few questions should not be outweighed by
+    text: int = 1024  # of the neutral text: few, so that it sets no peak of its own
 
     def fewer(self, share: int) -> "Budgets":
         """Return a share of each."""

@@ -30,8 +30,8 @@ class Anchors:
     run: another split, seed or learning rate finds what was drawn before.
     """
 
-    def __init__(self, sampling: dpo.Sampling, weight: float) -> None:
-        self.sampling, self.weight = sampling, weight
+    def __init__(self, sampling: dpo.Sampling) -> None:
+        self.sampling = sampling
         self.fingerprint = ""  # of those that are trained on
         self._before = ""  # of those that the run was trained on before it was interrupted
 
@@ -43,8 +43,6 @@ class Anchors:
         Raises:
             UsageError: a resumed run had other anchors.
         """
-        if not self.weight:
-            return train
         questions = train.select(used)
         stop = questions[0].chosen[-1]
         file = self._file(reference.hash, stop)

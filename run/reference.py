@@ -58,8 +58,8 @@ class Reference:
         """Score what the cache lacks: all held-out answers, and those of the pairs of all steps."""
         to_score = [questions.held_out.map(dpo.all_answers)]
         if not self.free:
-            used = sorted({q for pairs in steps.from_step() for q, _ in pairs})
-            to_score.append(questions.train.select(used).map(dpo.trained_answers))
+            used = questions.train.select(steps.questions())
+            to_score.append(used.map(dpo.trained_answers))
         self.add(scorer, world, to_score)
 
     def add(self, scorer: dpo.Scorer, world: World, to_score: Sequence[Any]) -> None:

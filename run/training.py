@@ -122,7 +122,7 @@ class Training:
         self.counts, self.best = Counts(), Best(model, job.config.best)
         self.generators = Generators(job.world, job.config.seed)
         sampling = dpo.Sampling(job.config.anchor_samples, job.config.anchor_tokens)
-        self.anchors = Anchors(sampling, job.config.anchor_weight)
+        self.anchors = Anchors(sampling)
         self.parts: dict[str, Part] = {  # what must survive a kill
             "adapter": AdapterPart(model), "reference": reference, "best": self.best,
             "anchors": self.anchors, "generators": self.generators, "counts": self.counts,
@@ -149,9 +149,11 @@ class Training:
 
     def draw_anchors(self) -> None:
         """Give the questions that are trained on answers of the reference's own."""
+        if not self.config.anchor_weight:
+            return
         world = World() if self.sharded else self.job.world  # sharded, all make the same passes
-        used = sorted({q for pairs in self.steps.from_step() for q, _ in pairs})
-        train = self.anchors.draw(self.reference, world, self.questions.train, used, self.shared)
+        used, train = self.steps.questions(), self.questions.train
+        train = self.anchors.draw(self.reference, world, train, used, self.shared)
         self.questions = self.questions._replace(train=train)
 
     @contextmanager

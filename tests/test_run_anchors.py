@@ -95,7 +95,7 @@ def test_micro_batches_and_plain_rows_change_no_gradient(run, monkeypatch):
 
 
 def of(reference_model, **settings):
-    return Anchors(dpo.Sampling(2, 5), 1.0), Reference(Config(**settings), reference_model, "hash")
+    return Anchors(dpo.Sampling(2, 5)), Reference(Config(**settings), reference_model, "hash")
 
 
 def questions():
