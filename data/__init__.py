@@ -24,4 +24,4 @@ from data.question import DataError, Preference, Turn
 from data.report import Report, examine
 from data.table import Table
 from data.text import TextSettings
-from data.trees import TreeBatch, Trie, ancestor_mask, build_trie, collate, question_tries
+from data.trees import TreeBatch, Trie, Way, ancestor_mask, build_trie, collate, question_tries

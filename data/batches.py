@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.encode import Anchor, EncodedQuestion
 from data.question import DataError
-from data.trees import Tokens, TreeBatch, Trie, collate, question_tries
+from data.trees import Tokens, TreeBatch, Trie, Way, collate, question_tries
 
 Pair = tuple[int, int]  # (question, which of its pairs)
 Shuffle = Literal["questions", "pairs"]
@@ -149,14 +149,15 @@ def gather(pairs: Sequence[Pair]) -> dict[int, list[int]]:
     return by_question
 
 
-def micro_batches(questions: Sequence[Sequence[Trie]], token_budget: int) -> Iterator[list[int]]:
+def micro_batches(sizes: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     """Yield indices of questions, longest first, whose fed tokens fit `token_budget` together.
+
+    `sizes` are the tokens fed of each.
 
     A question's tries stay together, since its pairs compare their answers; one larger than the
     budget goes alone. Like lengths meet, which keeps padding small. The plan bounds the memory. It
     changes no gradient but by the masks that dropout then draws.
     """
-    sizes = [sum(len(trie.tokens) for trie in tries) for tries in questions]
     group: list[int] = []
     used = 0
     for k in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
@@ -167,6 +168,11 @@ def micro_batches(questions: Sequence[Sequence[Trie]], token_budget: int) -> Ite
         used += sizes[k]
     if group:
         yield group
+
+
+def tokens_fed(tries: Sequence[Trie]) -> int:
+    """Return the tokens that a question's tries feed."""
+    return sum(len(trie.tokens) for trie in tries)
 
 
 class AnchorBatch(NamedTuple):
@@ -215,7 +221,7 @@ def step_batches(
     questions: Sequence[EncodedQuestion],
     pairs: Sequence[Pair],
     token_budget: int,
-    shared: bool = True,
+    way: Way = "tries",
     weight_by: WeightBy = "pair",
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[PairBatch]:
@@ -233,18 +239,18 @@ def step_batches(
     numbers = {q: list(dict.fromkeys(itertools.chain(*some))) for q, some in taken.items()}
     texts = {q: _texts(read[q], numbers[q]) for q in read}
     order = list(by_question)[share[0] :: share[1]]
-    tries = [question_tries(read[q].prompt, list(texts[q].values()), shared) for q in order]
+    tries = [question_tries(read[q].prompt, list(texts[q].values()), way) for q in order]
     shares = {q: 1.0 if weight_by == "pair" else 1 / len(pairs_of[q]) for q in read}
     whole = sum(shares[q] for q, _ in pairs)
     prompts = sum(bool(q.anchors) for q in read.values())  # of the whole step
-    for group in micro_batches(tries, token_budget):
+    for group in micro_batches([*map(tokens_fed, tries)], token_budget):
         answers = [(order[g], a) for g in group for a in texts[order[g]]]
         place = {answer: i for i, answer in enumerate(answers)}
         members = [(order[g], *pair) for g in group for pair in taken[order[g]]]
         anchors = [a for g in group for a in read[order[g]].anchors]
         each = [len(read[order[g]].anchors) for g in group for _ in read[order[g]].anchors]
         fed = [trie for g in group for trie in tries[g]]
-        trees = collate(fed, shared)
+        trees = collate(fed, way)
         places = [i for i, (q, a) in enumerate(answers) if a >= len(read[q].answers)]
         yield PairBatch(
             trees=trees,
@@ -260,7 +266,7 @@ def step_batches(
                 2 * len(read[q].prompt) + len(texts[q][better]) + len(texts[q][worse])
                 for q, better, worse in members
             ),
-            fed=sum(len(trie.tokens) for trie in fed),
+            fed=tokens_fed(fed),
         )
 
 

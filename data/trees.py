@@ -20,7 +20,7 @@ A answers, N tokens of all answers, where a shared one counts once for each answ
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from torch import Tensor
 from data.rows import pack_rows, row_length
 
 Tokens = tuple[int, ...]
+# How a model reads answers: as tries; as plain rows of one answer each, without a tree mask; or as
+# plain rows of which it makes the logits itself.
+Way = Literal["tries", "rows", "logits"]
 
 
 class Trie(NamedTuple):
@@ -56,7 +59,7 @@ class TreeBatch(NamedTuple):
     path_edges: Tensor  # (N,) int64, the edges of every answer, one answer after the other
     path_answers: Tensor  # (N,) int64, the answer each of them belongs to
     answers: int  # A
-    shared: bool  # False: plain rows of one answer each, which a model reads without a tree mask
+    way: Way
 
     @property
     def edge_from(self) -> Tensor:
@@ -138,16 +141,16 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
-def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
+def collate(tries: Sequence[Trie], way: Way = "tries") -> TreeBatch:
     """Pack tries into rows and number their answers 0 ... A-1 in the order given.
 
-    With `shared=False` every trie must be a single path and gets a row of its own.
+    But for "tries" every trie must be a single path, and gets a row of its own.
     """
     sizes = [len(trie.tokens) for trie in tries]
-    place = pack_rows(sizes) if shared else [(row, 0) for row in range(len(tries))]
+    place = pack_rows(sizes) if way == "tries" else [(row, 0) for row in range(len(tries))]
     rows = 1 + max(row for row, _ in place)
     longest = max(column + size for (_, column), size in zip(place, sizes, strict=True))
-    length = row_length(longest) if shared else longest
+    length = row_length(longest) if way == "tries" else longest
     tokens = torch.zeros(rows, length, dtype=torch.long)
     positions = torch.zeros(rows, length, dtype=torch.long)
     ends = torch.arange(1, length + 1).repeat(
@@ -185,13 +188,15 @@ def collate(tries: Sequence[Trie], shared: bool = True) -> TreeBatch:
         path_edges=torch.tensor(path_edges),
         path_answers=torch.tensor(path_answers),
         answers=answers,
-        shared=shared,
+        way=way,
     )
 
 
-def question_tries(prompt: Tokens, answers: Sequence[Tokens], shared: bool = True) -> list[Trie]:
-    """Return one trie for all answers or, unshared, a trie of a single path for each."""
-    groups = [answers] if shared else [[answer] for answer in answers]
+def question_tries(
+    prompt: Tokens, answers: Sequence[Tokens], way: Way = "tries"
+) -> list[Trie]:
+    """Return one trie for all answers or, as rows, a trie of a single path for each."""
+    groups = [answers] if way == "tries" else [[answer] for answer in answers]
     return [build_trie(prompt, group) for group in groups]
 
 

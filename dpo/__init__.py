@@ -36,4 +36,10 @@ from dpo.scoring import (
     scoring_batches,
     trained_answers,
 )
-from dpo.selfcheck import NumericError, SelfCheck, check_sharing, where_not_finite
+from dpo.selfcheck import (
+    NumericError,
+    SelfCheck,
+    bytes_of_check,
+    check_sharing,
+    where_not_finite,
+)

@@ -29,7 +29,7 @@ from data.encode import Anchor
 from data.trees import Tokens
 from dpo.evaluation.generate import contiguous_head, left_padded
 from dpo.head import head_of, token_logits, token_logps
-from dpo.logps import over_paths, plain_scores, predicting
+from dpo.logps import over_paths, own_scores, predicting
 
 CELLS = 2**24  # float32 scores of all rows that are drawn at once, B x N x V
 WORDS = 32  # k: what the reference finds likeliest at each place of an anchor
@@ -51,8 +51,8 @@ def policy_logps(
     One pass over the tries serves both.
     """
     trees, anchors = batch.trees, batch.anchors
-    if not trees.shared:
-        scores = plain_scores(model, trees)  # (E, V)
+    if trees.way == "logits":
+        scores = own_scores(model, trees)  # (E, V)
         edges = scores.gather(1, trees.edge_token[:, None]).squeeze(1)
         words = scores[anchors.edges].gather(1, anchors.words)
         return over_paths(edges, trees), divergence(anchors.logps, words)

@@ -15,9 +15,7 @@ def excerpt(model: Any, layers: Any, ids: Sequence[int]) -> Iterator[None]:
     by their places in it. Weights that are not numbers stay as they are. Afterwards the model is
     what it was.
     """
-    types = getattr(model.config.get_text_config(), "layer_types", None) or [None] * len(layers)
-    kinds = [(kind, *map(type, layer.modules())) for kind, layer in zip(types, layers, strict=True)]
-    count = 1 + max(map(kinds.index, set(kinds)))
+    count = first_of_each_kind(model, layers)
     others = list(layers[count:])
     head = model.get_output_embeddings()
     by_token = [model.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)]
@@ -32,6 +30,13 @@ def excerpt(model: Any, layers: Any, ids: Sequence[int]) -> Iterator[None]:
         layers.extend(others)
         for parameter, data in weights:
             parameter.data = data
+
+
+def first_of_each_kind(model: Any, layers: Any) -> int:
+    """Return how many of the first layers have one of each kind among them."""
+    types = getattr(model.config.get_text_config(), "layer_types", None) or [None] * len(layers)
+    kinds = [(kind, *map(type, layer.modules())) for kind, layer in zip(types, layers, strict=True)]
+    return 1 + max(map(kinds.index, set(kinds)))
 
 
 def renumbered(question: EncodedQuestion, ids: Sequence[int]) -> EncodedQuestion:

@@ -1,8 +1,8 @@
 """log pi(y|x) of every answer in a `TreeBatch`.
 
 The model's body (all but its head) reads the tries under a tree mask, which gives each node the
-hidden state that it would have in its own text. `dpo.head` then scores the tokens that follow,
-without keeping logits. Every token of an answer is scored, its stop token included, and none of the
+hidden state that it would have in its own text, or plain rows of one answer each. `dpo.head` then
+scores the tokens that follow, without keeping logits. Every token of an answer is scored, its stop token included, and none of the
 prompt's.
 
 Shape legend: B rows, L tokens in a row, D nodes that predict, E scored edges, A answers, H hidden.
@@ -39,35 +39,41 @@ def over_paths(edges: Tensor, batch: TreeBatch) -> Tensor:
 
 def edge_logps(model: Any, batch: TreeBatch, tile_cells: int | None = None) -> Tensor:
     """Return (E,) float32: the log-prob of each distinct answer token, given its path."""
-    if not batch.shared:
-        return plain_scores(model, batch).gather(1, batch.edge_token[:, None]).squeeze(1)
+    if batch.way == "logits":
+        return own_scores(model, batch).gather(1, batch.edge_token[:, None]).squeeze(1)
     hidden, head = predicting(model, batch), head_of(model, tile_cells)
     return token_logps(hidden, batch.edge_token, head, batch.edge_node, batch.siblings)
 
 
 def predicting(model: Any, batch: TreeBatch) -> Tensor:
     """Return (D, H): the hidden states of the nodes that a token follows."""
+    read = {"attention_mask": not_padding(batch)}
+    if batch.way == "tries":
+        masks = attention_masks(model, batch)
+        read = {"attention_mask": masks, "position_ids": batch.positions}
     hidden: Tensor = model.base_model(
-        input_ids=batch.tokens,
-        position_ids=batch.positions,
-        attention_mask=attention_masks(model, batch),
-        use_cache=False,
+        input_ids=batch.tokens, use_cache=False, **read
     ).last_hidden_state  # (B, L, H)
     return hidden.flatten(0, 1)[batch.nodes]
 
 
-def plain_scores(model: Any, batch: TreeBatch) -> Tensor:
+def own_scores(model: Any, batch: TreeBatch) -> Tensor:
     """Return (E, V) float32: log softmax of the model's own logits before each token.
 
     This scores rows of one answer each, whatever the architecture. All logits (B, L, V) are kept,
     so that it is the slow way.
     """
+    seen = not_padding(batch)
+    logits: Tensor = model(input_ids=batch.tokens, attention_mask=seen, use_cache=False).logits
+    return logits.flatten(0, 1)[batch.edge_from].float().log_softmax(-1)
+
+
+def not_padding(batch: TreeBatch) -> Tensor:
+    """Return (B, L) int64: 1 at the tokens of rows of one answer each, 0 where they are padded."""
     column = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)  # (L,)
     followed = batch.ends > column + 1  # (B, L): all tokens of a row but its last; no padding
     lengths = followed.sum(1, keepdim=True) + 1  # (B, 1)
-    seen = (column < lengths).long()
-    logits: Tensor = model(input_ids=batch.tokens, attention_mask=seen, use_cache=False).logits
-    return logits.flatten(0, 1)[batch.edge_from].float().log_softmax(-1)
+    return (column < lengths).long()
 
 
 def attention_masks(model: Any, batch: TreeBatch) -> Any:

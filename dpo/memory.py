@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from data.trees import Way
+
 SMALLEST = 16  # tokens; a question larger than the budget goes alone in any case
 
 
@@ -14,8 +16,16 @@ class Budgets(NamedTuple):
 
     train: int = 2048
     score: int = 4096
-    plain: int = 512  # plain rows keep all their logits
+    plain: int = 512  # where a model makes the logits itself, all are kept
     text: int = 1024  # of the neutral text: few, so that it sets no peak of its own
+
+    def training(self, way: Way) -> int:
+        """Return the tokens of a training batch."""
+        return self.plain if way == "logits" else self.train
+
+    def scoring(self, way: Way) -> int:
+        """Return the tokens of a scoring batch."""
+        return self.plain if way == "logits" else self.score
 
     def fewer(self, share: int) -> "Budgets":
         """Return a share of each."""

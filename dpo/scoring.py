@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from data.batches import micro_batches
+from data.batches import micro_batches, tokens_fed
 from data.encode import EncodedQuestion
 from data.gather import Watch, unwatched
-from data.trees import Tokens, TreeBatch, collate, question_tries
+from data.trees import Tokens, TreeBatch, Way, collate, question_tries
 from dpo.logps import answer_logps
 from dpo.memory import Budgets, TokenBudget
 
@@ -47,7 +47,7 @@ class Scorer:
     """How answers are scored: what every command uses."""
 
     model: Any  # a causal language model of transformers; its adapters as they are switched
-    shared: bool = True  # False scores every answer as a plain row of its own
+    way: Way = "tries"
     budgets: Budgets = Budgets()
     watch: Watch = unwatched  # shows progress, given batches, a label and the answers in all
     # where processes make the same passes: yields the batches and waits for those of the others
@@ -66,13 +66,13 @@ class Scorer:
         sources = list(to_score)
         total = sum(len(new) for _, new in unknown(known, itertools.chain(*sources)))
         found: dict[str, float] = {}  # what is scored already stays, where memory runs out
-        tokens = self.budgets.score if self.shared else self.budgets.plain
+        tokens = self.budgets.scoring(self.way)
         budget = TokenBudget(tokens, alone=self.kept_in_step is None)
         while True:
             with budget:
                 have = ChainMap(found, dict(known))
                 answers = itertools.chain(*sources)
-                batches = scoring_batches(have, answers, budget.tokens, self.shared, self.joined)
+                batches = scoring_batches(have, answers, budget.tokens, self.way, self.joined)
                 shown = self.watch(batches, label, total - len(found))
                 for keys, trees in self.kept_in_step(shown) if self.kept_in_step else shown:
                     logps = answer_logps(self.model, trees.to(self.model.device))
@@ -94,7 +94,7 @@ def scoring_batches(
     known: Scores,
     to_score: Iterable[Answers],
     token_budget: int,
-    shared: bool = True,
+    way: Way = "tries",
     joined: bool = True,
 ) -> Iterator[tuple[list[str], TreeBatch]]:
     """Yield (keys, batch) covering once each answer that `known` lacks.
@@ -111,10 +111,10 @@ def scoring_batches(
             merged.setdefault(prompt if joined else place, (prompt, {}))[1].update(new)
             seen.update(new)
         questions = [(prompt, answers) for prompt, answers in merged.values() if answers]
-        tries = [question_tries(prompt, list(new.values()), shared) for prompt, new in questions]
-        for group in micro_batches(tries, token_budget):
+        tries = [question_tries(prompt, list(new.values()), way) for prompt, new in questions]
+        for group in micro_batches([*map(tokens_fed, tries)], token_budget):
             keys = [key for q in group for key in questions[q][1]]
-            yield keys, collate([trie for q in group for trie in tries[q]], shared)
+            yield keys, collate([trie for q in group for trie in tries[q]], way)
 
 
 def mean_difference(first: Scores, second: Scores, lengths: Mapping[str, int]) -> float:

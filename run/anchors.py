@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 import data
 import dpo
 import lora
-from data.trees import Tokens
+from data.trees import Tokens, Way
 from run import folder
 from run.config import Config
 from run.console import Progress
@@ -36,7 +36,7 @@ class Anchors:
         self._before = ""  # of those that the run was trained on before it was interrupted
 
     def draw(
-        self, reference: Reference, world: World, train: Questions, used: list[int], shared: bool
+        self, reference: Reference, world: World, train: Questions, used: list[int], way: Way
     ) -> Questions:
         """Return the questions with anchors; `used` are the numbers of those that are trained on.
 
@@ -50,7 +50,7 @@ class Anchors:
         prompts = [q.prompt for q in questions if prompt_key(q.prompt) not in known]
         if prompts:
             with reference.active(reference.model):
-                known |= self._drawn(reference.model, prompts, stop, world, shared)
+                known |= self._drawn(reference.model, prompts, stop, world, way)
             if world.first:
                 write_drawn(file, known)
         self._check(known, questions, file)
@@ -61,7 +61,7 @@ class Anchors:
         return folder.cache_folder("anchors") / f"{reference_hash}-{settings}.safetensors"
 
     def _drawn(
-        self, model: Any, prompts: list[Tokens], stop: int, world: World, shared: bool
+        self, model: Any, prompts: list[Tokens], stop: int, world: World, way: Way
     ) -> Drawn:
         """Return the anchors of these prompts, of which every process draws its share."""
         mine = sorted(set(prompts))[world.rank :: world.size]
@@ -69,7 +69,7 @@ class Anchors:
         found: Drawn = {}
         was_training = model.training
         model.eval()
-        for prompt, anchors in dpo.draw_anchors(model, mine, stop, self.sampling, shared):
+        for prompt, anchors in dpo.draw_anchors(model, mine, stop, self.sampling, way == "tries"):
             found[prompt_key(prompt)] = anchors
             bar.advance(1)
         bar.close()

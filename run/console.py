@@ -134,8 +134,9 @@ def print_start(
         ("self-check", check.reason),
         *plan,
     ])  # fmt: skip
-    if not check.shared:
-        print_rows([("", "so answers are trained as plain padded rows: right, but slower")])
+    if check.way != "tries":
+        slower = ": right, but slower and larger" if check.way == "logits" else ""
+        print_rows([("", f"so answers are trained as plain rows{slower}")])
 
 
 def print_changes(results: dict[str, Any], names: Mapping[str, str]) -> None:

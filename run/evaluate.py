@@ -56,7 +56,7 @@ def command(argv: list[str]) -> None:
     if adapter:
         lora.load_adapter(model, adapter)
         model.eval()
-    scorer = dpo.Scorer(model, check.shared, watch=watch_answers)
+    scorer = dpo.Scorer(model, check.way, watch=watch_answers)
     with lora.adapters_disabled(model):
         before = _believed(scorer, "Base" if adapter else "Model", questions)
     after = _believed(scorer, "Adapter", questions) if adapter else before

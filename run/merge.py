@@ -8,6 +8,7 @@ import torch
 
 import dpo
 import lora
+from data.trees import Way
 from dpo.scoring import Answers
 from lora.base.quantise import Quantise
 from run import inputs
@@ -81,23 +82,23 @@ class Policy(NamedTuple):
     base_scores: dpo.Scores
     answers: Sequence[Answers]
     dtype: torch.dtype  # in which it was computed
-    shared: bool
+    way: Way
 
     @classmethod
     def scored(
-        cls, base: lora.Base, adapter: Path, answers: Sequence[Answers], shared: bool
+        cls, base: lora.Base, adapter: Path, answers: Sequence[Answers], way: Way
     ) -> "Policy":
         """Add a saved adapter to its base and score the answers, with it and without it."""
         lora.load_adapter(base.model, adapter)
         base.model.eval()
-        scores = _scores(base.model, answers, shared)
+        scores = _scores(base.model, answers, way)
         with lora.adapters_disabled(base.model):
-            base_scores = _scores(base.model, answers, shared)
-        return cls(scores, base_scores, answers, base.model.dtype, shared)
+            base_scores = _scores(base.model, answers, way)
+        return cls(scores, base_scores, answers, base.model.dtype, way)
 
     def compared(self, merged: Any, stored: torch.dtype) -> tuple[dpo.Scores, Difference]:
         """Score the same answers by a merged model; return its scores, and how far it is away."""
-        found = _scores(merged, self.answers, self.shared)
+        found = _scores(merged, self.answers, self.way)
         every = [(prompt, answer) for prompt, answers in self.answers for answer in answers]
         lengths = {dpo.answer_key(*ids): len(ids[1]) for ids in every}
         moved = dpo.mean_difference(self.base_scores, self.scores, lengths)
@@ -106,8 +107,8 @@ class Policy(NamedTuple):
         return found, Difference(difference, lora.allowed_difference(stored, coarser, moved))
 
 
-def _scores(model: Any, answers: Sequence[Answers], shared: bool) -> dict[str, float]:
-    return dpo.Scorer(model, shared, watch=watch_answers).scores("Checking", [answers])
+def _scores(model: Any, answers: Sequence[Answers], way: Way) -> dict[str, float]:
+    return dpo.Scorer(model, way, watch=watch_answers).scores("Checking", [answers])
 
 
 def merge_from_files(
@@ -132,7 +133,7 @@ def merge_from_files(
         # Every token is an answer of its own, so that no two differences cancel.
         tokens = [(ids[:i], [ids[i : i + 1]]) for ids in texts for i in range(1, len(ids))]
         whole = lora.load_base(str(base), cpu, lora.stored_dtype(base), quantise=quantise)
-        policy = Policy.scored(whole, adapter, tokens, shared=False)
+        policy = Policy.scored(whole, adapter, tokens, "logits")
         if quantise != "none":  # whose layers compute in bfloat16
             policy = policy._replace(dtype=torch.bfloat16)
         del whole

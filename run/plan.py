@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 import data
+import dpo
 import lora
 from dpo import Budgets
 from lora.base.checkpointing import Checkpointing
@@ -28,6 +29,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: codes, 8-bit scales, thei
 USED = 0.6  # share of the matrix products' rate that a whole epoch reached on a CPU; RESULTS.md
 GIB, MIB = 2**30, 2**20
 DEFAULT = Budgets()
+SHARES = {1: "as much as suits", 2: "half as much", 4: "a quarter as much"}  # of its tokens
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Plan:
     step: int  # the heaviest micro-batch: what backward needs, and the head's tile
     step_tokens: int  # fed in it
     scoring: int  # a batch of the reference pass or the evaluation
+    checking: int  # the self-check
     looking: int  # drift and samples at the end: rows of logits
     program: int  # what the process held before, and products that it will compile
     on_cpu: bool
@@ -62,8 +65,9 @@ class Plan:
         """
         held = self.program + self.weights + self.adapters
         if not self.on_cpu:
-            return held + max(self.step, self.scoring, self.looking)
-        return held + self.step + max(self.scoring + self.looking, self.blocks)
+            return held + max(self.step, self.scoring, self.checking, self.looking)
+        run = self.step + max(self.scoring + self.looking, self.blocks)
+        return held + max(self.checking, run)
 
     @property
     def fits(self) -> bool:
@@ -118,8 +122,9 @@ def make(
     embeddings = model.get_input_embeddings().weight
     shards = work.processes if config.shard == "on" else 1
     weights = bytes_of_weights(model, config.quantize, shards)
-    layers = [[p.nbytes for p in layer.parameters()] for layer in lora.decoder_layers(model)]
-    largest = max((max(layer) for layer in layers), default=0)
+    layers = lora.decoder_layers(model)
+    largest = max((p.nbytes for p in layers.parameters()), default=0)
+    checking = dpo.bytes_of_check(model, layers) if len(layers) and shards == 1 else 0
     dequantised = largest if config.quantize != "none" else 0  # for one product at a time
     blocks = lora.bytes_of_blocks(model) if on_cpu and config.quantize == "none" else 0
     inputs.add_adapters(config, model)
@@ -135,6 +140,7 @@ def make(
         step=step + dequantised,
         step_tokens=fed,
         scoring=scoring + dequantised,
+        checking=checking,
         looking=4 * LOGITS * head.shape[0],
         program=resident(device) + (compiled if on_cpu else 0),
         on_cpu=on_cpu,
@@ -197,14 +203,14 @@ def choose_plan(config: Config, questions: data.Prepared, steps: data.Steps, wor
     work = Work(config, questions, steps, world.size)
     tried: list[Plan] = []
     ways = ["off", "on"] if config.checkpointing == "auto" else [config.checkpointing]
-    for shard, again, share in itertools.product(_splits(config, world.size), ways, (1, 4)):
+    for shard, again, share in itertools.product(_splits(config, world.size), ways, SHARES):
         found = _planned(work, share, shard=shard, checkpointing=again)
         tried.append(found if found.fits else replace(found, blocks=0))
         if tried[-1].fits:
             break
     plan = min(tried, key=lambda way: way.peak)
     if plan.budgets != DEFAULT:
-        print("Memory: a quarter of the tokens is fed at once", flush=True)
+        print(f"Memory: {SHARES[DEFAULT.train // plan.budgets.train]} is fed at once", flush=True)
     if plan.checkpointing == "on" and len(ways) > 1:
         print("Memory: activations are computed again backward (--checkpointing on)", flush=True)
     if not plan.fits:

@@ -154,8 +154,8 @@ def checked(run: FinishedRun, merged: Path | None) -> tuple[Check, Any]:
     questions = list(some[:CHECKED])
     base = inputs.load_model(config)
     few = data.of_all_lengths(some)
-    shared = dpo.check_sharing(base.model, few, prepared.largest_id, base.layers).shared
-    policy = Policy.scored(base, run.adapter, [dpo.all_answers(q) for q in questions], shared)
+    way = dpo.check_sharing(base.model, few, prepared.largest_id, base.layers).way
+    policy = Policy.scored(base, run.adapter, [dpo.all_answers(q) for q in questions], way)
     adapter = dpo.believed(questions, policy.scores).means()
     dtype = str(base.model.dtype).removeprefix("torch.")
     if merged is None:

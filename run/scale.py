@@ -98,7 +98,7 @@ def write_scaled(run: FinishedRun, facts: dict[str, Any], config: Config, folder
     lora.load_adapter(model, run.adapter)
     lora.scale_adapter(model, 1 / facts.get("scale", 1.0))  # what was trained is size 1
     model.eval()
-    scorer = dpo.Scorer(model, check.shared, watch=watch_answers)
+    scorer = dpo.Scorer(model, check.way, watch=watch_answers)
     sizes = Sizes(scorer, reference, World(), tokenizer, prepared.held_out)
     size = sizes.chosen(config)
     found = sizes.outcome(size)

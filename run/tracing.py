@@ -6,10 +6,10 @@ architecture, the adapters and the head as they are.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 import data
 import dpo
 import lora
-from data.trees import Tokens
+from data.trees import Tokens, Way
 from dpo import Budgets
 from dpo.head import cells_of, words_in_a_tile
-from run.anchors import as_planned
+from run.anchors import as_planned, tokens_of
 from run.config import Config
 
 # As many tokens as the neutral text has at most, in paragraphs of a hundred.
@@ -37,41 +37,59 @@ def activations(
 
     A model that tries do not suit reads plain rows; of one that cannot be traced nothing is known.
     """
-    train, pairs = as_planned(questions.train, config), heaviest(questions.train, steps)
+    train = as_planned(questions.train, config)
     to_score = [dpo.trained_answers(q) for q in data.of_all_lengths(train, 512)]
     cells = cells_of(lora.choose_device(config.device).type)
-    for shared in (True, False):
-        fed = budgets if shared else Budgets(*[budgets.plain] * 4)
-        batch = next(data.step_batches(train, pairs, fed.train, shared)).to("meta")
+    for way in get_args(Way):
         batches = [  # of questions, and of the text that the dial reads
-            next(dpo.scoring_batches({}, to_score, fed.score, shared))[1],
-            next(dpo.scoring_batches({}, NEUTRAL, fed.text, shared, joined=False))[1],
+            next(dpo.scoring_batches({}, to_score, budgets.scoring(way), way))[1],
+            next(dpo.scoring_batches({}, NEUTRAL, min(budgets.text, budgets.scoring(way)), way, joined=False))[1],
         ]
         scored = max(batches, key=lambda trees: trees.tokens.numel()).to("meta")
         try:
             lora.train_adapters(model)
             again = lora.layers_checkpointed(model, config.checkpointing == "on")
             with again, lora.norms_by_hand(model), lora.attention_by_hand(model):
-                step = peak_by_layers(model, partial(_backward, model, batch, cells))
+                step, fed = max(
+                    (peak_by_layers(model, partial(_backward, model, batch, cells)), batch.fed)
+                    for batch in heaviest(train, steps, tokens_of(config), budgets, way)
+                )
             model.eval()
             with torch.no_grad(), two_tiles(model, scored, cells):
                 score = partial(dpo.answer_logps, model, scored, cells)
-                scoring = peak_by_layers(model, score)
-                return batch.fed, step, scoring
+                return fed, step, peak_by_layers(model, score)
         except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
             continue
     return 0, 0, 0
 
 
 def _backward(model: Any, batch: data.PairBatch, cells: int) -> None:
-    logps, held = dpo.policy_logps(model, batch, cells)
+    logps, held = dpo.policy_logps(model, batch.to("meta"), cells)
     (logps.sum() + held.sum()).backward()
 
 
-def heaviest(train: Any, steps: data.Steps) -> list[tuple[int, int]]:
-    """Return the pairs of the step that feeds the most tokens, as whole questions would."""
-    tokens = train.column("as_tries").tolist()
-    return max(steps.from_step(), key=lambda pairs: sum(tokens[q] for q in {q for q, _ in pairs}))
+def heaviest(
+    train: Any, steps: data.Steps, anchors: int, budgets: Budgets, way: Way
+) -> list[data.PairBatch]:
+    """Return the micro-batches of all steps that may need the most bytes.
+
+    Bytes grow with the tokens and, where attention keeps its weights P, with tokens times columns:
+    one batch is the largest by the first, and one by the second. `anchors` are the tokens that they
+    add to a question.
+    """
+    tokens = (train.column("as_tries") + anchors).tolist()
+    budget, found = budgets.training(way), {}
+    for power in (0, 1):  # of the columns
+
+        def weight(pairs: Sequence[data.Pair], power: int = power) -> int:
+            sizes = [tokens[q] for q in dict.fromkeys(q for q, _ in pairs)]
+            groups = ([sizes[k] for k in group] for group in data.micro_batches(sizes, budget))
+            return max(sum(group) * max(group) ** power for group in groups)
+
+        step = data.step_batches(train, max(steps.from_step(), key=weight), budget, way)
+        batch = max(step, key=lambda b: b.trees.tokens.numel() * b.trees.tokens.shape[1] ** power)
+        found[batch.trees.tokens.shape] = batch
+    return list(found.values())
 
 
 class Allocations(TorchDispatchMode):
@@ -144,12 +162,12 @@ def peak_by_layers(model: Any, work: Callable[[], Any]) -> int:
 def two_tiles(model: Any, trees: data.TreeBatch, cells: int) -> Iterator[None]:
     """Within the block the head has the words of two tiles, since all further ones are alike.
 
-    Thousands of tokens have hundreds of tiles, which take a second to trace. Plain rows have none.
+    Thousands of tokens have hundreds of tiles, which take a second to trace.
     """
     head = model.get_output_embeddings()
     whole = head.weight
     words = 2 * words_in_a_tile(len(trees.nodes), cells)
-    if trees.shared:
+    if trees.way != "logits":
         head.weight = torch.nn.Parameter(whole[:words], requires_grad=False)
     try:
         yield

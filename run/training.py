@@ -112,12 +112,12 @@ class Training:
     ) -> None:  # fmt: skip
         self.job, self.reference, self.questions, self.steps = job, reference, questions, steps
         self.config = job.config
-        self.plan, self.shared, self.sharded = plan, check.shared, plan.shards > 1
+        self.plan, self.way, self.sharded = plan, check.way, plan.shards > 1
         self.model = model = reference.model
         self.parameters = lora.adapter_parameters(model)
         together = self.kept_in_step if self.sharded else None
-        self.scorer = dpo.Scorer(model, check.shared, plan.budgets, watch_answers, together)
-        tokens = plan.budgets.train if check.shared else plan.budgets.plain
+        self.scorer = dpo.Scorer(model, check.way, plan.budgets, watch_answers, together)
+        tokens = plan.budgets.training(check.way)
         self.budget = dpo.TokenBudget(tokens, undo=model.zero_grad, alone=not self.sharded)
         self.counts, self.best = Counts(), Best(model, job.config.best)
         self.generators = Generators(job.world, job.config.seed)
@@ -153,7 +153,7 @@ class Training:
             return
         world = World() if self.sharded else self.job.world  # sharded, all make the same passes
         used, train = self.steps.questions(), self.questions.train
-        train = self.anchors.draw(self.reference, world, train, used, self.shared)
+        train = self.anchors.draw(self.reference, world, train, used, self.way)
         self.questions = self.questions._replace(train=train)
 
     @contextmanager
@@ -185,7 +185,7 @@ class Training:
         """Yield this process' share of a step, cut into as few batches as memory allows."""
         world = self.job.world
         batches: Iterable[data.PairBatch] = data.step_batches(
-            self.questions.train, pairs, self.budget.tokens, self.shared,
+            self.questions.train, pairs, self.budget.tokens, self.way,
             self.job.config.weight_by, (world.rank, world.size),
         )  # fmt: skip
         if self.sharded:
@@ -212,7 +212,7 @@ class Training:
         Raises:
             NumericError: the run does not skip such steps.
         """
-        where = dpo.where_not_finite(self.model, self.questions.train, pairs, self.shared)
+        where = dpo.where_not_finite(self.model, self.questions.train, pairs, self.way)
         trouble = f"step {step}: {trouble}; {where}"
         if not self.job.config.skip_nonfinite:
             raise dpo.NumericError(f"{trouble}; try a lower --lr or --dtype float32")

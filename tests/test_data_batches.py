@@ -140,14 +140,14 @@ def test_a_pair_to_a_question_stays_where_the_shuffle_put_it():
     assert _few_cut([4, 2, 0, 3, 1], [1] * 5, 2) == [(q, 0) for q in (4, 2, 0, 3, 1)]
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("way", ["tries", "rows"])
 @pytest.mark.parametrize("budget", [1, 8, 1000])
 @pytest.mark.parametrize("shuffle", ["questions", "pairs"])
-def test_a_step_scores_each_of_its_pairs_once_under_any_plan(shared, budget, shuffle):
+def test_a_step_scores_each_of_its_pairs_once_under_any_plan(way, budget, shuffle):
     questions = [question(i, k) for i, k in enumerate([3, 1, 4])]
     pairs = epoch_order([3, 1, 4], 8, 0, 0, shuffle)
     seen = []
-    for batch in step_batches(questions, pairs, budget, shared):
+    for batch in step_batches(questions, pairs, budget, way):
         assert batch.trees.answers == len(batch.answers)
         assert batch.ids == [
             (questions[q].prompt, questions[q].answers[a]) for q, a in batch.answers
@@ -173,13 +173,13 @@ def test_tokens_are_counted_over_the_steps_by_hand():
     """
     questions = [EncodedQuestion((1, 2), (3, 4, 7), ((3, 7), (5, 6)))]
 
-    def count(pairs, shared=True):
-        batches = list(step_batches(questions, pairs, 1000, shared))
+    def count(pairs, way="tries"):
+        batches = list(step_batches(questions, pairs, 1000, way))
         return sum(b.as_pairs for b in batches), sum(b.fed for b in batches)
 
     assert count([(0, 0), (0, 1)]) == (18, 5)
     assert [count([(0, 0)]), count([(0, 1)])] == [(5 + 4, 4), (5 + 4, 5)]
-    assert count([(0, 0), (0, 1)], shared=False) == (18, 4 + 3 + 3)
+    assert count([(0, 0), (0, 1)], way="rows") == (18, 4 + 3 + 3)
 
 
 @pytest.mark.parametrize("budget", [1, 1000])
@@ -231,8 +231,7 @@ def test_lengths_are_those_of_the_answers_stop_token_included():
 
 def test_micro_batches_respect_the_budget_and_keep_a_question_whole():
     lengths = [5, 3, 9, 4, 20]
-    tries = [[build_trie(tuple(range(1, n + 1)), [(1,)])] for n in lengths]
-    groups = list(micro_batches(tries, 10))
+    groups = list(micro_batches(lengths, 10))
     assert groups == [[4], [2], [0, 3], [1]]  # 20 alone; 9; 5 + 4; 3
 
 

@@ -65,7 +65,7 @@ def test_a_sliding_window_counts_positions_not_columns():
 
 
 def test_padding_sees_itself_alone():
-    batch = collate([build_trie((1,), [(2, 3, 4)]), build_trie((1,), [(2,)])], shared=False)
+    batch = collate([build_trie((1,), [(2, 3, 4)]), build_trie((1,), [(2,)])], way="rows")
     mask = ancestor_mask(batch.positions, batch.ends)
     assert batch.tokens.tolist() == [[1, 2, 3], [1, 0, 0]]
     assert mask[1].int().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
@@ -99,10 +99,10 @@ def test_each_path_spells_its_answer_and_edges_are_unique(prompt, answers):
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(prompts, answer_sets), min_size=1, max_size=5), st.booleans())
-def test_in_a_batch_every_edge_reads_its_own_text_and_nothing_else(questions, shared):
+def test_in_a_batch_every_edge_reads_its_own_text_and_nothing_else(questions, way):
     """The oracle: what a node may attend to, read in position order, is its answer's own prefix."""
-    tries = [t for p, answers in questions for t in question_tries(p, answers, shared)]
-    batch = collate(tries, shared)
+    tries = [t for p, answers in questions for t in question_tries(p, answers, way)]
+    batch = collate(tries, way)
     mask = ancestor_mask(batch.positions, batch.ends)
     flat = [(p, a) for p, answers in questions for a in answers]
     assert batch.answers == len(flat)
@@ -121,7 +121,7 @@ def test_short_tries_share_rows_and_rows_are_filled_evenly():
     assert collate(tries).tokens.shape == (2, 208)  # two rows of about 256 at most, 202 long
     assert collate(tries[:3]).tokens.shape == (3, 112)  # and never 256 + 47 padded to 512
     assert collate(tries[:2]).tokens.shape == (1, 208)
-    assert collate(tries, shared=False).tokens.shape == (4, 101)
+    assert collate(tries, way="rows").tokens.shape == (4, 101)
 
 
 def test_packing_by_hand():

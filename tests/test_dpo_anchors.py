@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lora
-from data import Anchor, EncodedQuestion, step_batches
+from data import Anchor, EncodedQuestion, Way, step_batches
 from dpo import Sampling, answer_logps, dpo_loss, draw_anchors, policy_logps
 from dpo import anchors as module
 from dpo.anchors import Draw, _uniform, divergence
@@ -53,8 +54,8 @@ def test_words_taken_together_only_lower_the_divergence_and_never_below_zero(num
 
 
 @pytest.mark.parametrize("budget", [1, 1000])
-@pytest.mark.parametrize("shared", [True, False])
-def test_every_prompt_of_a_step_weighs_the_same_however_many_anchors_it_has(budget, shared):
+@pytest.mark.parametrize("way", get_args(Way))
+def test_every_prompt_of_a_step_weighs_the_same_however_many_anchors_it_has(budget, way):
     """Three questions of which two have anchors, 2 and 1, T = 4: 1/4, 1/4, 1/2 of an anchor.
 
     Each place has a quarter of that: 3 places of 1/16, 1 of 1/16, 2 of 1/8.
@@ -65,7 +66,7 @@ def test_every_prompt_of_a_step_weighs_the_same_however_many_anchors_it_has(budg
         anchored(7, 3, anchor(44, 2)),
     ]
     found = {}
-    for batch in step_batches(questions, [(0, 0), (0, 1), (1, 0), (2, 1)], budget, shared):
+    for batch in step_batches(questions, [(0, 0), (0, 1), (1, 0), (2, 1)], budget, way):
         _, words, logps, weights = batch.anchors
         assert logps.exp().tolist() == [[0.5, 0.25]] * len(words)
         said = batch.trees.edge_token[batch.anchors.edges].tolist()
@@ -87,9 +88,9 @@ def test_anchors_are_in_no_pair_and_count_as_no_answer():
     assert [len(part) for part in bare.anchors] == [0] * 4
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("way", get_args(Way))
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_the_gradient_equals_that_of_a_pass_of_its_own(architecture, shared, monkeypatch):
+def test_the_gradient_equals_that_of_a_pass_of_its_own(architecture, way, monkeypatch):
     """Pairs and anchors in one trie; or pairs alone, and each anchor as a plain row.
 
     The slow way takes the model's own logits, place by place. One anchor opens as an answer does.
@@ -106,7 +107,7 @@ def test_the_gradient_equals_that_of_a_pass_of_its_own(architecture, shared, mon
     parameters = lora.adapter_parameters(model)
     pairs, zeros, weight = [(0, 0), (0, 1), (1, 0)], torch.zeros(3), 0.7
 
-    (batch,) = step_batches(questions, pairs, 1000, shared)
+    (batch,) = step_batches(questions, pairs, 1000, way)
     logps, held = policy_logps(model, batch)
     torch.testing.assert_close(logps, answer_logps(model, batch.trees))
     loss = dpo_loss(logps[batch.chosen], logps[batch.rejected], zeros, zeros).loss

@@ -3,12 +3,14 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from conftest import TEXT, small_model, small_tokenizer
 
 import lora
+from data import Way
 from dpo import Budgets, Scorer, answer_key, rise, scoring_batches
 from dpo.evaluation import neutral
 from dpo.evaluation.neutral import KINDS, neutral_texts, paragraphs, perplexities, perplexity
@@ -84,9 +86,9 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
     assert found == {kind: pytest.approx(len(tokenizer), rel=1e-5) for kind in KINDS}
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("way", get_args(Way))
 @pytest.mark.parametrize("bos", ["<s>", None])
-def test_perplexity_by_the_models_own_loss(bos, shared):
+def test_perplexity_by_the_models_own_loss(bos, way):
     """exp of the mean over all scored tokens, of paragraphs that do not see each other."""
     tokenizer = small_tokenizer(bos=bos)
     model = small_model("gemma2", vocab_size=len(tokenizer))
@@ -98,7 +100,7 @@ def test_perplexity_by_the_models_own_loss(bos, shared):
             total += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
         count += ids.shape[1] - 1
     parts = paragraphs("\n\n".join(TEXT), tokenizer)
-    found = perplexity(parts, scored(model, {"text": parts}, shared=shared))
+    found = perplexity(parts, scored(model, {"text": parts}, way=way))
     assert found == pytest.approx(math.exp(total / count), rel=1e-5)
 
 

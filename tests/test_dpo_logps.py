@@ -2,12 +2,13 @@
 
 import math
 import shutil
+from typing import get_args
 
 import pytest
 import torch
 from conftest import ARCHITECTURES, WINDOW, randomise, relative_error, small_model
 
-from data.trees import TreeBatch, build_trie, collate, question_tries
+from data.trees import TreeBatch, Way, build_trie, collate, question_tries
 from dpo import answer_logps, edge_logps
 from lora import add_lora
 from lora.adapter import adapter_parameters
@@ -49,10 +50,10 @@ class Bigram(torch.nn.Module):
 TABLE = [[0.2, 0.5, 0.3], [0.1, 0.6, 0.3], [0.3, 0.1, 0.6]]  # P[1, 2] = .3, P[2, 2] = .6
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_bigram_table_by_hand(shared):
+@pytest.mark.parametrize("way", get_args(Way))
+def test_a_bigram_table_by_hand(way):
     """Prompt (0, 1): (2, 2) scores log(.3 * .6) = log .18, and (0, 1) scores log(.1 * .5)."""
-    batch = collate(question_tries((0, 1), [(2, 2), (0, 1)], shared), shared)
+    batch = collate(question_tries((0, 1), [(2, 2), (0, 1)], way), way)
     expected = torch.tensor([0.18, 0.05]).log()
     torch.testing.assert_close(answer_logps(Bigram(TABLE), batch), expected)
 
@@ -152,10 +153,10 @@ def padded(batch: TreeBatch, columns, token=0) -> TreeBatch:
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("shared", [True, False])
-def test_padding_and_what_it_holds_change_nothing(shared, attention):
+@pytest.mark.parametrize("way", get_args(Way))
+def test_padding_and_what_it_holds_change_nothing(way, attention):
     model = small_model("llama", attention)
-    batch = collate(question_tries(PROMPT, ANSWERS, shared), shared)
+    batch = collate(question_tries(PROMPT, ANSWERS, way), way)
     expected = answer_logps(model, batch)
     for token in (0, 5):
         torch.testing.assert_close(answer_logps(model, padded(batch, 7, token)), expected)

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from conftest import randomise, small_model
 
-from data import EncodedQuestion, Steps, TreeBatch, step_batches
+from data import EncodedQuestion, Steps, TreeBatch, Way, step_batches
 from dpo import (
     Budgets,
     OutOfMemory,
@@ -33,19 +34,18 @@ QUESTIONS = [
 WANTED = [all_answers(q) for q in QUESTIONS]
 
 
-def score_all(model, budget=64, shared=True):
-    budgets = Budgets(score=budget) if shared else Budgets(plain=budget)
-    return Scorer(model, shared, budgets).scores("", [WANTED])
+def score_all(model, budget=64, way="tries"):
+    return Scorer(model, way, Budgets(score=budget, plain=budget)).scores("", [WANTED])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("budget", [1, 16, 4096])
-@pytest.mark.parametrize("shared", [True, False])
-def test_every_distinct_answer_is_scored_once_and_by_its_own_name(budget, shared):
+@pytest.mark.parametrize("way", get_args(Way))
+def test_every_distinct_answer_is_scored_once_and_by_its_own_name(budget, way):
     model = small_model()
-    keys = [k for keys, _ in scoring_batches({}, WANTED * 2, budget, shared) for k in keys]
+    keys = [k for keys, _ in scoring_batches({}, WANTED * 2, budget, way) for k in keys]
     assert len(keys) == len(set(keys)) == sum(len(q.answers) for q in QUESTIONS)
-    scores = score_all(model, budget, shared)
+    scores = score_all(model, budget, way)
     for q in QUESTIONS:
         for answer in q.answers:
             own = model(torch.tensor([q.prompt + answer])).logits[0].log_softmax(-1)

@@ -27,7 +27,7 @@ def check_sharing(model, questions, largest_id=0):
 def test_the_architectures_of_the_tests_read_tries(architecture, dtype):
     model = in_dtype(small_model(architecture), dtype)
     check = check_sharing(model, QUESTIONS)
-    assert check.shared, check.reason
+    assert check.way == "tries", check.reason
     assert model.dtype == dtype
 
 
@@ -45,7 +45,7 @@ def test_a_mask_that_is_wrong_at_branches_alone_is_noticed_whatever_rounding_doe
 ):
     """Each token also sees the column before it, which is its parent's but for siblings."""
     model = in_dtype(small_model("gemma3", scale=0.1), dtype)
-    assert check_sharing(model, QUESTIONS).shared
+    assert check_sharing(model, QUESTIONS).way == "tries"
     honest = logps.ancestor_mask
 
     def lenient(positions, ends, window):
@@ -53,7 +53,7 @@ def test_a_mask_that_is_wrong_at_branches_alone_is_noticed_whatever_rounding_doe
         return honest(positions, ends, window) | before
 
     monkeypatch.setattr(logps, "ancestor_mask", lenient)
-    assert not check_sharing(model, QUESTIONS).shared
+    assert check_sharing(model, QUESTIONS).way == "rows"
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -97,9 +97,9 @@ def test_where_no_excerpt_can_be_made_the_whole_model_is_compared(why):
     model.model.forward = forward
     if why.startswith("split"):
         layers[0].unshard = lambda: None
-    assert check_sharing(model, QUESTIONS).shared
+    assert check_sharing(model, QUESTIONS).way == "tries"
     model.config.logit_scale = 0.5
-    assert not check_sharing(model, QUESTIONS).shared
+    assert check_sharing(model, QUESTIONS).way == "logits"
     assert (1 in seen) == why.startswith("counted") and seen.count(4) >= 8
 
 
@@ -117,7 +117,7 @@ def test_an_architecture_with_its_own_positions_is_trained_on_plain_rows():
     config = transformers.BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     check = check_sharing(model, QUESTIONS)
-    assert not check.shared and "does not take a tree mask" in check.reason
+    assert check.way == "rows" and "does not take a tree mask" in check.reason
 
 
 def test_a_recurrent_architecture_is_trained_on_plain_rows():
@@ -126,20 +126,23 @@ def test_a_recurrent_architecture_is_trained_on_plain_rows():
         vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4
     )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    assert not check_sharing(model, QUESTIONS).shared
+    assert check_sharing(model, QUESTIONS).way == "rows"
 
 
 @pytest.mark.parametrize(
-    "architecture, lie",
+    "architecture, lie, way",
     [
-        ("gemma2", {"final_logit_softcapping": None}),  # the head would lose its soft-cap
-        ("gemma3", {"sliding_window": 1000}),  # the masks would lose their window
-        ("llama", {"sliding_window": 3}),  # the masks would have one that the model has not
-        ("llama", {"logit_scale": 0.5}),
+        ("gemma2", {"final_logit_softcapping": None}, "logits"),  # the head would lose its soft-cap
+        ("gemma3", {"sliding_window": 1000}, "logits"),  # all masks would lose their window
+        ("llama", {"sliding_window": 3}, "rows"),  # the masks would have one that the model has not
+        ("llama", {"logit_scale": 0.5}, "logits"),
     ],
 )
-def test_a_wrongly_read_configuration_is_noticed(architecture, lie):
-    """The model is built by one configuration, and tries are built by another."""
+def test_a_wrongly_read_configuration_is_noticed(architecture, lie, way):
+    """The model is built by one configuration, and tries are built by another.
+
+    Plain rows are read by the body alone, with the other configuration, and by our head.
+    """
     model = small_model(architecture)
     honest = type(model).forward
     truth = {name: getattr(model.config, name, None) for name in lie}
@@ -157,7 +160,7 @@ def test_a_wrongly_read_configuration_is_noticed(architecture, lie):
     for name, value in lie.items():
         setattr(model.config, name, value)
     check = check_sharing(model, QUESTIONS)
-    assert not check.shared and "differ from plain rows" in check.reason
+    assert check.way == way and "tries differ from plain rows by" in check.reason
 
 
 def test_the_longest_answer_is_among_those_compared():
@@ -166,10 +169,10 @@ def test_the_longest_answer_is_among_those_compared():
     short = [(20 + i, 2) for i in range(5)]
     long = tuple(range(30, 60))
     question = EncodedQuestion((3, 4), short[0], (*short[1:], long))
-    assert check_sharing(model, [question]).shared
+    assert check_sharing(model, [question]).way == "tries"
     model.config.sliding_window = 1000
     model.forward = windowed(model.forward, model.config, 6)
-    assert not check_sharing(model, [question]).shared
+    assert check_sharing(model, [question]).way == "logits"
 
 
 def windowed(forward, config, window):

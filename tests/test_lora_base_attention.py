@@ -16,7 +16,7 @@ from lora.base.attention import NAME, attend, by_hand, by_heads, by_keys, gradie
 TRIES = collate(
     [build_trie((1, 5, 6, 7), [(10, 11, 12, 2), (10, 13, 2)]), build_trie((1, 8), [(9, 2), (4, 2)])]
 )
-ROWS = collate([build_trie((1, 5, 6), [(10, 11, 2)]), build_trie((1, 5), [(9, 2)])], shared=False)
+ROWS = collate([build_trie((1, 5, 6), [(10, 11, 2)]), build_trie((1, 5), [(9, 2)])], "rows")
 
 
 def test_the_gradient_worked_out_by_hand():

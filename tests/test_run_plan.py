@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -110,8 +111,8 @@ def test_scoring_takes_the_memory_of_two_tiles_of_the_vocabulary(tied, cells, mo
         assert len(head.weight) == min(5_000, 2 * words_in_a_tile(4, cells))
         assert scoring() == expected > 0
     assert head.weight is whole
-    with two_tiles(model, trees._replace(shared=False), cells):
-        assert head.weight is whole  # plain rows keep all logits
+    with two_tiles(model, trees._replace(way="logits"), cells):
+        assert head.weight is whole  # the model keeps all logits
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
@@ -176,17 +177,12 @@ def test_the_flops_of_anchors_by_hand():
     assert epoch_flops(Work(anchored, questions, steps), 10, 100) == 6380
 
 
-def test_the_heaviest_step_is_found():
-    steps = Steps([1, 1, 1], 1, epochs=1, seed=0, shuffle="questions")
-    assert heaviest(Side(as_tries=[5, 9, 7]), steps) == [(1, 0)]
-
-
 def planned(free, **changes):
     """A plan whose program takes 1 GiB, weights 4, adapters 1, a step 3 and scoring 2."""
     gib = 2**30
     values = {
         "parameters": 100, "trained": 1, "weights": 4 * gib, "adapters": gib, "step": 3 * gib,
-        "step_tokens": 9, "scoring": 2 * gib, "looking": 0, "program": gib, "on_cpu": False,
+        "step_tokens": 9, "scoring": 2 * gib, "checking": 0, "looking": 0, "program": gib, "on_cpu": False,
         "free": free, "blocks": 0, "flops": 6e12, "rate": 1e12,
     }  # fmt: skip
     return Plan(**(values | changes))
@@ -196,6 +192,9 @@ def test_the_phases_share_their_memory_on_a_gpu_and_add_up_on_a_cpu():
     assert planned(0).peak == 9 * 2**30
     assert planned(0, on_cpu=True, looking=2**30).peak == 12 * 2**30
     assert planned(0, scoring=5 * 2**30).peak == 11 * 2**30
+    for on_cpu, rest in ((False, 3), (True, 5)):  # a step, or a step and scoring
+        assert planned(0, checking=rest * 2**30, on_cpu=on_cpu).peak == (6 + rest) * 2**30
+        assert planned(0, checking=(rest + 1) * 2**30, on_cpu=on_cpu).peak == (7 + rest) * 2**30
     assert planned(8 * 2**30).fits and not planned(8 * 2**30 - 1).fits
     assert planned(0).seconds == pytest.approx(6 / plan.USED)
     assert "(1.00% of the parameters)" in planned(0).lines()[0][1]
@@ -384,12 +383,12 @@ def test_a_plan_runs_nothing_and_leaves_nothing(tmp_path, model_folder):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_that_tries_do_not_suit_is_planned_as_plain_rows(monkeypatch, tokenizer):
-    calls = []
+def test_a_model_is_planned_as_the_first_way_that_it_can_be_read(monkeypatch):
+    calls, suits = [], set()
 
     def scored(model, batch, cells):
-        calls.append(batch.shared)
-        if batch.shared:
+        calls.append(batch.way)
+        if batch.way not in suits:
             raise ValueError("too many values to unpack")
         return torch.ones(1, device="meta", requires_grad=True)
 
@@ -399,9 +398,47 @@ def test_a_model_that_tries_do_not_suit_is_planned_as_plain_rows(monkeypatch, to
     monkeypatch.setattr(dpo, "answer_logps", scored)
     monkeypatch.setattr(dpo, "policy_logps", both)
     question = EncodedQuestion((1, 2), (3, 4), ((5, 4),))
-    questions = type("Q", (), {"train": [question]})
-    monkeypatch.setattr(data, "of_all_lengths", lambda questions, count: questions)
-    monkeypatch.setattr(tracing, "heaviest", lambda *_: [(0, 0)])
-    model = small_model("llama").to("meta")
-    found = tracing.activations(model, Config(anchor_weight=0), questions, None, Budgets(9, 9, 9))
-    assert calls == [True, *[False] * 4] and found[0] > 0  # two depths, forward and backward
+    monkeypatch.setattr(data, "of_all_lengths", lambda questions, count: [question])
+    questions = type("Q", (), {"train": Asked(question)})
+    steps = Steps([1], 1, epochs=1, seed=0, shuffle="questions")
+    model, config = small_model("llama").to("meta"), Config(anchor_weight=0)
+    for way, before in (("rows", ["tries"]), ("logits", ["tries", "rows"])):
+        calls.clear()
+        suits.add("logits" if way == "logits" else way)
+        suits.discard("rows" if way == "logits" else "")
+        found = tracing.activations(model, config, questions, steps, Budgets(9, 9, 9))
+        assert calls == [*before, *[way] * 4]  # two depths, forward and backward
+        assert found[0] > 0
+
+
+class Asked(list):
+    """Questions with one column: what their tries feed."""
+
+    def __init__(self, *questions):
+        super().__init__(questions)
+
+    def column(self, name):
+        assert name == "as_tries"
+        return np.array([data.trees.trie_size(q.prompt, q.trained) for q in self])
+
+
+def test_the_heaviest_micro_batches_of_all_steps_are_found_by_tokens_and_by_columns():
+    """Answers of 4 tokens without a common one add 6 to a prompt: 600, 15 and 300 tokens a trie.
+
+    One of 600 has the most columns, 608, and 60 of 15 have the most tokens, 900 in rows of 240.
+    Two of 300 have fewer of both. A budget of 500 parts the 60 into 33 and 27.
+    """
+
+    def question(prompt):
+        return EncodedQuestion((1,) * prompt, (3, 4, 5, 6), ((5, 4, 5, 6),))
+
+    questions = Asked(question(594), *[question(9)] * 60, question(294), question(294))
+    made = [[(61, 0), (62, 0)], [(0, 0)], [(k, 0) for k in range(1, 61)]]
+    steps = type("S", (), {"from_step": lambda self: iter(made)})()
+    most, widest = heaviest(questions, steps, 0, Budgets(train=1000), "tries")
+    assert most.fed == 900 and most.trees.tokens.shape == (4, 240)
+    assert widest.fed == 600 and widest.trees.tokens.shape == (1, 608)
+    batches = heaviest(questions, steps, 0, Budgets(train=500), "tries")
+    assert [batch.fed for batch in batches] == [600]
+    batches = heaviest(questions, steps, 0, Budgets(train=1000), "rows")
+    assert [tuple(b.trees.tokens.shape) for b in batches] == [(82, 12), (2, 597)]

@@ -162,7 +162,7 @@ def test_the_graph_of_a_micro_batch_is_gone_before_the_next_one_is_made(run, mon
 
 def test_plain_rows_train_to_the_same_adapter_as_tries(run, monkeypatch):
     tries = adapter(run("tries"))
-    monkeypatch.setattr(dpo, "check_sharing", lambda *_: dpo.SelfCheck(False, "for the test"))
+    monkeypatch.setattr(dpo, "check_sharing", lambda *_: dpo.SelfCheck("logits", "for the test"))
     assert same(tries, adapter(run("plain")), 1e-3)
 
 
@@ -208,7 +208,7 @@ def test_losses_on_whole_questions_do_not_depend_on_micro_batches_or_sharing(
     whole = adapter(run("whole", **more))
     monkeypatch.setattr("run.plan.DEFAULT", Budgets(train=1))
     assert same(whole, adapter(run("single", **more)), 1e-3)
-    monkeypatch.setattr(dpo, "check_sharing", lambda *_: dpo.SelfCheck(False, "for the test"))
+    monkeypatch.setattr(dpo, "check_sharing", lambda *_: dpo.SelfCheck("logits", "for the test"))
     assert same(whole, adapter(run("plain", **more)), 1e-3)
 
 
@@ -366,20 +366,20 @@ def test_where_a_step_is_not_finite_is_looked_for_without_tries_if_those_were_re
     """A model that takes no tree mask would end the run with its own error instead."""
     real, built = dpo.selfcheck.question_tries, []
 
-    def watched(prompt, answers, shared=True):
-        built.append(shared)
-        return real(prompt, answers, shared)
+    def watched(prompt, answers, way="tries"):
+        built.append(way)
+        return real(prompt, answers, way)
 
     def poisoned(*args, **more):
         result = dpo.dpo_loss(*args, **more)
         return result._replace(loss=result.loss * math.nan)
 
-    monkeypatch.setattr(dpo, "check_sharing", lambda *_: dpo.SelfCheck(False, "for the test"))
+    monkeypatch.setattr(dpo, "check_sharing", lambda *_: dpo.SelfCheck("logits", "for the test"))
     monkeypatch.setattr(dpo.selfcheck, "question_tries", watched)
     monkeypatch.setattr(train, "dpo_loss", poisoned)
     with pytest.raises(dpo.NumericError, match="step 0: loss, .* the largest activation, .* in "):
         run("out")
-    assert built and not any(built)
+    assert set(built) == {"logits"}
 
 
 def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(run, monkeypatch, capsys, tmp_path):
