@@ -11,7 +11,7 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 from data import build_trie, collate
 from dpo import answer_logps
 from lora import adapter_parameters, add_lora, attention_by_hand, layers_as_asked, train_adapters
-from lora.base.attention import NAME, attend, by_hand, by_heads, by_keys, gradients, is_as_above
+from lora.base.attention import NAME, by_hand, by_heads, by_keys, gradients, is_as_above, weights
 
 TRIES = collate(
     [build_trie((1, 5, 6, 7), [(10, 11, 12, 2), (10, 13, 2)]), build_trie((1, 8), [(9, 2), (4, 2)])]
@@ -27,9 +27,9 @@ def test_the_gradient_worked_out_by_hand():
     """
     q, k, v = torch.tensor([[[math.log(3)]]]), torch.tensor([[[1.0], [0.0]]]), torch.ones(1, 2, 1)
     v = torch.tensor([[[2.0], [6.0]]])
-    out, p, t = attend(q, k, v, None, 1.0)
+    p, t = weights(q, k, None, 1.0)
     torch.testing.assert_close(p, torch.tensor([[[0.75, 0.25]]]))
-    torch.testing.assert_close(out, torch.tensor([[[3.0]]]))
+    torch.testing.assert_close(p @ v, torch.tensor([[[3.0]]]))
     assert t is None
     dq, dk, dv = gradients(torch.ones(1, 1, 1), q, k, v, p, t, 1.0)
     torch.testing.assert_close(dq, torch.tensor([[[-0.75]]]))  # dS K
@@ -105,10 +105,10 @@ def test_in_bfloat16_it_is_as_near_the_truth_as_eager_attention(cap):
 def test_it_keeps_neither_copies_of_the_keys_nor_scores_in_float32():
     module = nn.Module()
     module.num_key_value_groups = 4
-    q, k, v = (torch.ones(1, h, 64, 8).bfloat16().requires_grad_() for h in (4, 1, 1))
+    q, k, v = (torch.ones(1, h, 64, 32).bfloat16().requires_grad_() for h in (4, 1, 1))
     mask = torch.zeros(1, 1, 64, 64).bfloat16()
 
-    def kept(attention):
+    def kept(attention, q=q, k=k, v=v):
         sizes = {}
 
         def pack(tensor):
@@ -121,6 +121,29 @@ def test_it_keeps_neither_copies_of_the_keys_nor_scores_in_float32():
 
     least = 2 * (q.numel() + k.numel() + v.numel() + 4 * 64 * 64)  # Q, K, V and P
     assert kept(by_hand)[0] == least < kept(eager_attention_forward)[0] / 2
+    # More keys than twice a head's width: the mask, which all layers share, and not P.
+    few = [x[..., :31].contiguous().detach().requires_grad_() for x in (q, k, v)]
+    assert kept(by_hand, *few)[0] == 2 * (sum(x.numel() for x in few) + 64 * 64)
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_formed_again_give_the_gradient_bit_for_bit(cap, dtype):
+    torch.manual_seed(0)
+    module = nn.Module()
+    module.num_key_value_groups = 4
+    given = [torch.randn(2, heads, 60, 8).to(dtype).requires_grad_() for heads in (8, 2, 2)]
+    mask = torch.full((2, 1, 60, 60), torch.finfo(dtype).min, dtype=dtype).triu(1)
+    dout = torch.randn(2, 60, 8, 8).to(dtype)
+
+    out = by_hand(module, *given, mask, scaling=0.3, softcap=cap)[0]
+    found = torch.autograd.grad(out, given, dout)
+    q, k, v = (x.detach() for x in (by_keys(given[0], 2), *(x.flatten(0, 1) for x in given[1:])))
+    p, t = weights(q, k, mask, 0.3, cap)
+    rows = by_keys(dout.transpose(1, 2), 2)
+    dq, dk, dv = gradients(rows, q, k, v, p, t, 0.3)
+    assert torch.equal(by_keys(found[0], 2), dq)
+    assert torch.equal(found[1].flatten(0, 1), dk) and torch.equal(found[2].flatten(0, 1), dv)
 
 
 @pytest.mark.parametrize("architecture", ["gpt_oss", "gpt_neox", "sdpa"])
@@ -148,7 +171,7 @@ def test_one_wrong_value_shows_in_the_trial(monkeypatch):
     module = small_model("gemma2").model.layers[0].self_attn
     assert is_as_above(module)
     monkeypatch.setattr(
-        "lora.base.attention.attend",
-        lambda *given: attend(*given[:5]),  # without the cap
+        "lora.base.attention.weights",
+        lambda *given: weights(*given[:4]),  # without the cap
     )
     assert not is_as_above(module)

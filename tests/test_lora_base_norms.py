@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from data import build_trie, collate
 from dpo import answer_logps
 from lora import adapter_parameters, add_lora, layers_as_asked, norms_by_hand, train_adapters
+from lora.base import norms
 from lora.base.norms import gain_of, gradient
 
 BATCH = collate([build_trie((1, 5, 6, 7), [(10, 11, 12, 2), (10, 13, 2), (14, 2)])])
@@ -108,6 +109,34 @@ def test_in_bfloat16_values_are_the_same_and_the_gradient_as_near_the_truth_as_a
     assert found.dtype == torch.bfloat16
     assert relative_error(found.float(), truth) <= relative_error(theirs.float(), truth) * 1.01
     assert relative_error(found.float(), truth) < 2**-8
+
+
+@pytest.mark.parametrize("kind", [Gemma3RMSNorm, LlamaRMSNorm])
+def test_of_many_values_x_is_kept_and_n_formed_again_bit_for_bit(kind, monkeypatch):
+    torch.manual_seed(0)
+    norm = kind(64).bfloat16()
+    nn.init.normal_(norm.weight, mean=norm.weight.mean().item(), std=0.3)
+    x, dy = torch.randn(2, 50, 64).bfloat16()
+
+    def gradient_and_bytes(few):
+        monkeypatch.setattr(norms, "FEW", few)
+        sizes, leaf = [], x.clone().requires_grad_()
+
+        def pack(tensor):
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with norms_by_hand(norm), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = norm(leaf)
+        return torch.autograd.grad(y, leaf, dy)[0], max(sizes)
+
+    (expected, n), (found, kept) = gradient_and_bytes(x.numel()), gradient_and_bytes(x.numel() - 1)
+    assert (n, kept) == (4 * x.numel(), 2 * x.numel())
+    assert torch.equal(found, expected)
+    x = x.float()  # of which n is as large as x
+    norm.float()
+    dy = dy.float()
+    assert gradient_and_bytes(0)[1] == 4 * x.numel()
 
 
 class CentredRMSNorm(LlamaRMSNorm):

@@ -25,20 +25,26 @@ NAME = "by_hand"  # among the ways of attention that transformers knows
 
 
 class _Attention(torch.autograd.Function):
-    """`attend` with its gradient in closed form; the compiler finds one by itself."""
+    """O = P V with its gradient in closed form; the compiler finds one by itself.
+
+    Rows that are long for a head's width keep no P: backward forms it again from Q and K.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, s: float, cap: float | None
     ) -> Tensor:
-        out, p, t = attend(q, k, v, mask, s, cap)
-        ctx.save_for_backward(q, k, v, p, t)
-        ctx.s = s
-        return out
+        p, t = weights(q, k, mask, s, cap)
+        ctx.s, ctx.cap = s, cap
+        ctx.again = k.shape[1] > 2 * k.shape[2]  # P (L G, N) is then larger than Q, K and V
+        ctx.save_for_backward(q, k, v, *((mask, None) if ctx.again else (p, t)))
+        return p @ v
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p, t = ctx.saved_tensors
+        if ctx.again:
+            p, t = weights(q, k, p, ctx.s, ctx.cap)  # the same bits
         return *gradients(dout, q, k, v, p, t, ctx.s), None, None, None
 
 
@@ -54,12 +60,12 @@ def by_heads(x: Tensor, keys: int, groups: int) -> Tensor:
     return x.transpose(1, 2).flatten(2, 3).transpose(1, 2)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, s: float, cap: float | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return O (B K, L G, D), P (B K, L G, N) and tanh(Z / c) likewise, None without a cap.
+def weights(
+    q: Tensor, k: Tensor, mask: Tensor | None, s: float, cap: float | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return P (B K, L G, N) and tanh(Z / c) likewise, None without a cap.
 
-    Q is (B K, L G, D), K and V are (B K, N, D), and the mask M (B, 1, L, N) is that of all heads.
+    Q is (B K, L G, D), K is (B K, N, D), and the mask M (B, 1, L, N) is that of all heads.
     """
     scores = (q @ k.mT).mul_(s)
     t = None
@@ -69,14 +75,13 @@ def attend(
     if mask is not None:
         rows, _, length, keys = mask.shape
         scores.view(rows, -1, length, q.shape[1] // length, keys).add_(mask[:, :, :, None])
-    p = scores.softmax(-1)  # summed in float32 also where it returns bfloat16
-    return p @ v, p, t
+    return scores.softmax(-1), t  # summed in float32 also where it returns bfloat16
 
 
 def gradients(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, t: Tensor | None, s: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return dL/dQ, dL/dK and dL/dV for dL/dO (B K, L G, D); the others as in `attend`.
+    """Return dL/dQ, dL/dK and dL/dV for dL/dO (B K, L G, D); V (B K, N, D), others as in `weights`.
 
     dV = P^T dO    dP = dO V^T    dS = P (dP - rowsum(dP P))    dZ = (1 - tanh^2(Z / c)) dS
     dQ = s dZ K    dK = s dZ^T Q
@@ -104,11 +109,11 @@ def by_hand(
     """
     keys, groups = key.shape[1], query.shape[1] // key.shape[1]
     s = query.shape[-1] ** -0.5 if scaling is None else scaling
-    given = by_keys(query, keys), key.flatten(0, 1), value.flatten(0, 1), attention_mask, s, softcap
+    q, k, v = by_keys(query, keys), key.flatten(0, 1), value.flatten(0, 1)
     if torch.compiler.is_compiling():
-        out = attend(*given)[0]
+        out = weights(q, k, attention_mask, s, softcap)[0] @ v
     else:  # PyTorch gives `apply` no types
-        out = _Attention.apply(*given)  # type: ignore[no-untyped-call]
+        out = _Attention.apply(q, k, v, attention_mask, s, softcap)  # type: ignore[no-untyped-call]
     return by_heads(out, keys, groups).transpose(1, 2), None
 
 

@@ -1,4 +1,4 @@
-"""RMS norms by hand: what they keep for backward is one normalised x, and the gradient is closed.
+"""RMS norms by hand: they keep n or, where that takes more memory, x; the gradient is closed.
 
     y = g * n,  n = rho x,  rho = 1 / sqrt(mean(x^2) + eps)      over the last dimension; g: (H,)
 
@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+
+FEW = 2**18  # values of which n is kept even if x is half as large: to form it again takes time
 
 
 class Gain(NamedTuple):
@@ -31,13 +34,16 @@ class _RMSNorm(torch.autograd.Function):
         wide = x.float()
         rho = torch.rsqrt(wide.square().mean(-1, keepdim=True) + gain.eps)  # (..., 1)
         n = wide * rho
-        ctx.save_for_backward(n, rho, gain.g)
-        ctx.dtype = x.dtype
+        again = x.element_size() < n.element_size() and x.numel() > FEW
+        ctx.save_for_backward(x if again else n, rho, gain.g)
+        ctx.again, ctx.dtype = again, x.dtype
         return gain.g * n.to(x.dtype) if gain.rounded_first else (n * gain.g).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        return gradient(dy, *ctx.saved_tensors).to(ctx.dtype), None
+        kept, rho, g = ctx.saved_tensors
+        n = kept.float() * rho if ctx.again else kept  # the same bits
+        return gradient(dy, n, rho, g).to(ctx.dtype), None
 
 
 def gradient(dy: Tensor, n: Tensor, rho: Tensor, g: Tensor) -> Tensor:
