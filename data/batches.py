@@ -117,9 +117,9 @@ class Steps(NamedTuple):
         order = question_order(len(self.counts), self.seed, epochs) if steps else []
         return done + sum(self.counts[q] for q in order[: steps * self.per_step])
 
-    def questions(self) -> list[int]:
-        """Return the numbers of the questions that are trained on."""
-        return sorted({q for pairs in self.from_step() for q, _ in pairs})
+    def questions(self, steps: int | None = None) -> list[int]:
+        """Return the numbers of the questions that the first steps train on; all by default."""
+        return sorted({q for pairs in itertools.islice(self.from_step(), steps) for q, _ in pairs})
 
     def from_step(self, first: int = 0) -> Iterator[list[Pair]]:
         """Yield the pairs of each optimizer step, from step `first` on."""

@@ -192,9 +192,7 @@ def collate(tries: Sequence[Trie], way: Way = "tries") -> TreeBatch:
     )
 
 
-def question_tries(
-    prompt: Tokens, answers: Sequence[Tokens], way: Way = "tries"
-) -> list[Trie]:
+def question_tries(prompt: Tokens, answers: Sequence[Tokens], way: Way = "tries") -> list[Trie]:
     """Return one trie for all answers or, as rows, a trie of a single path for each."""
     groups = [answers] if way == "tries" else [[answer] for answer in answers]
     return [build_trie(prompt, group) for group in groups]

@@ -2,8 +2,8 @@
 
 The model's body (all but its head) reads the tries under a tree mask, which gives each node the
 hidden state that it would have in its own text, or plain rows of one answer each. `dpo.head` then
-scores the tokens that follow, without keeping logits. Every token of an answer is scored, its stop token included, and none of the
-prompt's.
+scores the tokens that follow, without keeping logits. Every token of an answer is scored, its stop
+token included, and none of the prompt's.
 
 Shape legend: B rows, L tokens in a row, D nodes that predict, E scored edges, A answers, H hidden.
 """

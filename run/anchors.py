@@ -32,18 +32,18 @@ class Anchors:
 
     def __init__(self, sampling: dpo.Sampling) -> None:
         self.sampling = sampling
-        self.fingerprint = ""  # of those that are trained on
-        self._before = ""  # of those that the run was trained on before it was interrupted
+        self.state = {"steps": 0, "fingerprint": ""}  # so many steps, and the anchors in them
+        self._before = self.state  # of the run before it was interrupted, which had fewer steps
 
     def draw(
-        self, reference: Reference, world: World, train: Questions, used: list[int], way: Way
+        self, reference: Reference, world: World, train: Questions, steps: data.Steps, way: Way
     ) -> Questions:
-        """Return the questions with anchors; `used` are the numbers of those that are trained on.
+        """Return the questions with anchors, where the steps train on them.
 
         Raises:
             UsageError: a resumed run had other anchors.
         """
-        questions = train.select(used)
+        questions = train.select(steps.questions())
         stop = questions[0].chosen[-1]
         file = self._file(reference.hash, stop)
         known = read_drawn(file)
@@ -53,16 +53,20 @@ class Anchors:
                 known |= self._drawn(reference.model, prompts, stop, world, way)
             if world.first:
                 write_drawn(file, known)
-        self._check(known, questions, file)
+        self.state = {"steps": steps.total, "fingerprint": fingerprint(known, questions)}
+        before = train.select(steps.questions(self._before["steps"]))
+        if self._before["fingerprint"] not in ("", fingerprint(known, before)):
+            raise UsageError(
+                f"--resume: the anchors are not those that the run was trained on; {file} was lost "
+                "or made anew, and another machine or library draws others"
+            )
         return train.map(lambda q: q._replace(anchors=known.get(prompt_key(q.prompt), ())))
 
     def _file(self, reference_hash: str, stop: int) -> Path:
         settings = f"{self.sampling.samples}x{self.sampling.tokens}-{stop}"
         return folder.cache_folder("anchors") / f"{reference_hash}-{settings}.safetensors"
 
-    def _drawn(
-        self, model: Any, prompts: list[Tokens], stop: int, world: World, way: Way
-    ) -> Drawn:
+    def _drawn(self, model: Any, prompts: list[Tokens], stop: int, world: World, way: Way) -> Drawn:
         """Return the anchors of these prompts, of which every process draws its share."""
         mine = sorted(set(prompts))[world.rank :: world.size]
         bar = Progress("Anchors", len(mine), "prompts")
@@ -76,25 +80,22 @@ class Anchors:
         model.train(was_training)
         return {key: anchors for part in world.gather(found) for key, anchors in part.items()}
 
-    def _check(self, known: Drawn, questions: Questions, file: Path) -> None:
-        digest = hashlib.sha256()
-        for question in questions:
-            for tokens, *arrays, _ in known[prompt_key(question.prompt)]:
-                digest.update(b"".join([repr(tokens).encode(), *(x.tobytes() for x in arrays)]))
-        self.fingerprint = digest.hexdigest()
-        if self._before not in ("", self.fingerprint):
-            raise UsageError(
-                f"--resume: the anchors are not those that the run was trained on; {file} was lost "
-                "or made anew, and another machine or library draws others"
-            )
-
-    def state_dict(self) -> dict[str, str]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what names the anchors."""
-        return {"fingerprint": self.fingerprint}
+        return self.state
 
-    def load_state_dict(self, state: dict[str, str]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Expect the same anchors as before."""
-        self._before = state["fingerprint"]
+        self._before = state
+
+
+def fingerprint(drawn: Drawn, questions: Questions) -> str:
+    """Return a digest of the anchors of these questions."""
+    digest = hashlib.sha256()
+    for question in questions:
+        for tokens, *arrays, _ in drawn[prompt_key(question.prompt)]:
+            digest.update(b"".join([repr(tokens).encode(), *(x.tobytes() for x in arrays)]))
+    return digest.hexdigest()
 
 
 def as_planned(train: Questions, config: Config) -> Questions:

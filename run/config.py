@@ -37,7 +37,7 @@ Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 KEYWORDS = ("auto", "builtin", "truthfulqa")  # what --model and --data take besides paths and ids
 MAY_CHANGE = (
     "device", "save_every", "keep", "skip_nonfinite", "merge", "merge_dtype", "tracker",
-    "checkpointing", "shard", "scale", "max_drift",
+    "checkpointing", "shard", "scale", "max_drift", "threads",
 )  # fmt: skip
 RANGES: dict[str, Callable[[Any], object]] = {  # what a value must be, and whether it is
     "1 or more": lambda x: x >= 1,
@@ -178,6 +178,7 @@ class Config:
     )
     compile: Compile = flag("auto", "torch.compile the layers; auto: where many steps make it pay")
     shard: Shard = flag("auto", "split the base over torchrun's processes; auto: if too large")
+    threads: str = flag("auto", "that compute on a CPU: a number, or what is fastest at the start")
     seed: int = flag(
         0, "of the shares, the split, the order, A and the dropout", "0 or more and below 2^63"
     )
@@ -232,7 +233,7 @@ class Config:
         for what, wrong in self._contradictions().items():
             if wrong:
                 raise UsageError(what)
-        _ = self.size
+        _ = self.size, self.given_threads
         self.patterns("rank_pattern", int)
         self.patterns("alpha_pattern", float)
         self.given_to_template()
@@ -276,6 +277,19 @@ class Config:
                 self.shard == "on" and self.compile == "on",
             "--private is for --push-to-hub OWNER/NAME": self.private and not self.push_to_hub,
         }  # fmt: skip
+
+    @property
+    def given_threads(self) -> int | None:
+        """Return how many threads compute on a CPU; None is for auto to find.
+
+        Raises:
+            UsageError: it is neither.
+        """
+        if self.threads == "auto":
+            return None
+        if not self.threads.isdecimal() or not int(self.threads):
+            raise UsageError(f"--threads {self.threads} must be a whole number above 0, or auto")
+        return int(self.threads)
 
     @property
     def starts_at_reference(self) -> bool:

@@ -43,7 +43,11 @@ def activations(
     for way in get_args(Way):
         batches = [  # of questions, and of the text that the dial reads
             next(dpo.scoring_batches({}, to_score, budgets.scoring(way), way))[1],
-            next(dpo.scoring_batches({}, NEUTRAL, min(budgets.text, budgets.scoring(way)), way, joined=False))[1],
+            next(
+                dpo.scoring_batches(
+                    {}, NEUTRAL, min(budgets.text, budgets.scoring(way)), way, joined=False
+                )
+            )[1],
         ]
         scored = max(batches, key=lambda trees: trees.tokens.numel()).to("meta")
         try:

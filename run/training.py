@@ -5,9 +5,11 @@ what happens around a step.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import shlex
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +19,7 @@ import torch
 import data
 import dpo
 import lora
-from run import checkpoint
+from run import checkpoint, threads
 from run.anchors import Anchors
 from run.checkpoint import AdapterPart, Checkpoint, Part
 from run.commands import Stop
@@ -33,6 +35,7 @@ from run.sizes import Sizes
 from run.trackers import tracked
 
 Batch = TypeVar("Batch")
+SMALL = 128  # tokens, of the step that the number of threads is tried on
 
 
 class Job(NamedTuple):
@@ -128,6 +131,7 @@ class Training:
             "anchors": self.anchors, "generators": self.generators, "counts": self.counts,
             "seconds": job.clock,
         }  # fmt: skip
+        self.pace, self.began = threads.Pace(), 0.0  # when the step began that is being made
         self.hashes = {"data": questions.fingerprint, "base": reference.hash}
 
     def resume(self, optimizer: torch.optim.Optimizer, resumed: Checkpoint | None) -> None:
@@ -144,16 +148,38 @@ class Training:
             self.budget.tokens = self.counts.budget
             where = f"step {resumed.step} of {self.steps.total}"
             print(f"Going on from {resumed.path}: {where}.", flush=True)
+        self._settle_threads()
         if self.job.world.first:
             self.job.config.save(self.job.folder / "config.yaml")
+
+    def _settle_threads(self) -> None:
+        """Take --threads; `auto` tries a small step. A run that is resumed keeps its number."""
+        count = self.config.given_threads
+        alone = self.model.device.type == "cpu" and self.job.world.size == 1
+        if count is None and alone:
+            count = threads.fastest(self._small_step())
+            self.job = self.job._replace(config=replace(self.job.config, threads=str(count)))
+        elif count is not None:
+            torch.set_num_threads(count)
+
+    def _small_step(self) -> Callable[[], None]:
+        """Return a pass forward and backward over a question or a few, which leaves no trace."""
+        pairs = next(self.steps.from_step())
+        batch = next(data.step_batches(self.questions.train, pairs, SMALL, self.way))
+
+        def step() -> None:
+            with torch.random.fork_rng(devices=[]):
+                dpo.answer_logps(self.model, batch.trees).sum().backward()
+            self.model.zero_grad()
+
+        return step
 
     def draw_anchors(self) -> None:
         """Give the questions that are trained on answers of the reference's own."""
         if not self.config.anchor_weight:
             return
         world = World() if self.sharded else self.job.world  # sharded, all make the same passes
-        used, train = self.steps.questions(), self.questions.train
-        train = self.anchors.draw(self.reference, world, train, used, self.way)
+        train = self.anchors.draw(self.reference, world, self.questions.train, self.steps, self.way)
         self.questions = self.questions._replace(train=train)
 
     @contextmanager
@@ -228,6 +254,7 @@ class Training:
         """
         config, step, total = self.job.config, self.counts.step, self.steps.total
         self.counts.step = done = step + 1
+        self._watch_pace(log)
         if config.eval_every and (done % config.eval_every == 0 or done == total):
             metrics |= self._evaluated(done)
         self.report(step, metrics)
@@ -238,6 +265,7 @@ class Training:
             self._save()
         if log.stopped:
             raise Stopped(log.stopped)
+        self.began = time.monotonic()
 
     def held_out_scores(self) -> dict[str, float]:
         """Return the policy's log-probs of all answers to the held-out questions."""
@@ -253,6 +281,18 @@ class Training:
         sizes = Sizes(self.scorer, self.reference, self.job.world, tokenizer, held_out)
         size = sizes.chosen(self.job.config)
         return size, sizes.outcome(size)
+
+    def _watch_pace(self, log: dpo.StepLog) -> None:
+        """Say it when steps have become much slower, as on a CPU beside other work."""
+        now = time.monotonic()
+        times = self.pace.slower(now - self.began, log.as_tries) if self.began else 0.0
+        if times and torch.get_num_threads() > 1:
+            print(
+                f"Steps take {times:.0f} times as long as before: something else computes here, "
+                "and threads wait for one another. Fewer may be faster beside it: Ctrl-C, and then "
+                f"python train.py --resume {shlex.quote(str(self.job.folder))} --threads 1",
+                flush=True,
+            )
 
     def _evaluated(self, step: int) -> dict[str, float]:
         """Measure the policy on the held-out questions; keep its adapter if it is the best."""

@@ -16,7 +16,6 @@ from data.batches import (
 )
 from data.encode import EncodedQuestion
 from data.question import DataError
-from data.trees import build_trie
 
 
 def question(number, rejected):

@@ -111,6 +111,16 @@ def questions():
     return Some(QUESTIONS)
 
 
+class Trained:
+    """Steps of one question each."""
+
+    def __init__(self, *order):
+        self.order, self.total = order, len(order)
+
+    def questions(self, steps=None):
+        return sorted(self.order[:steps])
+
+
 def test_they_are_drawn_from_the_reference_and_not_from_the_policy():
     model = small_model("llama", scale=0.2)
     base = dict(dpo.draw_anchors(model, [q.prompt for q in questions()], 2, dpo.Sampling(2, 5)))
@@ -118,7 +128,7 @@ def test_they_are_drawn_from_the_reference_and_not_from_the_policy():
     randomise(model)
     drawing, reference = of(model)
     before = torch.get_rng_state()
-    found = drawing.draw(reference, World(), questions(), [0, 2, 5], True)
+    found = drawing.draw(reference, World(), questions(), Trained(5, 0, 2), "tries")
     assert torch.equal(torch.get_rng_state(), before)  # the run's own draws are not moved
     for number, question in enumerate(found):
         drawn = base[question.prompt] if number in (0, 2, 5) else ()
@@ -131,17 +141,23 @@ def test_a_run_goes_on_with_the_anchors_it_had_or_not_at_all(own_cache):
     model = small_model("llama", scale=0.2)
     lora.add_lora(model, rank=2, alpha=4)
     first, reference = of(model)
-    first.draw(reference, World(), questions(), [0, 1], True)
+    first.draw(reference, World(), questions(), Trained(4, 1), "tries")
     second, _ = of(model)
     second.load_state_dict(first.state_dict())
-    second.draw(reference, World(), questions(), [0, 1], True)
+    second.draw(reference, World(), questions(), Trained(4, 1, 0, 2), "tries")  # --max-steps grew
     (file,) = (own_cache / "anchors").iterdir()
     known = read_drawn(file)
-    key = next(iter(known))
+    key = prompt_key(questions()[4].prompt)
     first, *rest = known[key]
     write_drawn(file, known | {key: (first._replace(logps=first.logps - 0.1), *rest)})
     with pytest.raises(UsageError, match="--resume: the anchors are not those"):
-        second.draw(reference, World(), questions(), [0, 1], True)
+        second.draw(reference, World(), questions(), Trained(4, 1, 0, 2), "tries")
+
+
+def test_a_run_whose_steps_grow_goes_on_with_more_questions(run, own_cache):
+    """One step of five pairs has two questions, the next one the others."""
+    folder = run("out", max_steps=1)
+    assert len(logged(run("out", max_steps=3, resume=str(folder)))) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\x08\0\0\0\0\0\0\0{}      ", b"\0" * 99])

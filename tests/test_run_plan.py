@@ -182,8 +182,8 @@ def planned(free, **changes):
     gib = 2**30
     values = {
         "parameters": 100, "trained": 1, "weights": 4 * gib, "adapters": gib, "step": 3 * gib,
-        "step_tokens": 9, "scoring": 2 * gib, "checking": 0, "looking": 0, "program": gib, "on_cpu": False,
-        "free": free, "blocks": 0, "flops": 6e12, "rate": 1e12,
+        "step_tokens": 9, "scoring": 2 * gib, "checking": 0, "looking": 0, "program": gib,
+        "on_cpu": False, "free": free, "blocks": 0, "flops": 6e12, "rate": 1e12,
     }  # fmt: skip
     return Plan(**(values | changes))
 

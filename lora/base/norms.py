@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-
 FEW = 2**18  # values of which n is kept even if x is half as large: to form it again takes time
 
 
