@@ -102,9 +102,10 @@ def _same(
 def bytes_of_check(model: Any, layers: Any) -> int:
     """Return what the comparison takes: of a row all logits, scores twice; or layers in float32."""
     head = model.get_output_embeddings().weight
-    scores = head.shape[0] * ((PROMPT + ANSWER) * head.element_size() + 2 * ANSWER * 4)
+    scores: int = head.shape[0] * ((PROMPT + ANSWER) * head.element_size() + 2 * ANSWER * 4)
     first = layers[: first_of_each_kind(model, layers)]
-    return max(scores, 4 * sum(p.numel() for p in first.parameters()))
+    numbers: int = sum(p.numel() for p in first.parameters())
+    return max(scores, 4 * numbers)
 
 
 def cut(question: EncodedQuestion) -> tuple[Tokens, Tokens, tuple[Tokens, ...]]:

@@ -88,7 +88,8 @@ def heaviest(
         def weight(pairs: Sequence[data.Pair], power: int = power) -> int:
             sizes = [tokens[q] for q in dict.fromkeys(q for q, _ in pairs)]
             groups = ([sizes[k] for k in group] for group in data.micro_batches(sizes, budget))
-            return max(sum(group) * max(group) ** power for group in groups)
+            most: int = max(sum(group) * max(group) ** power for group in groups)
+            return most
 
         step = data.step_batches(train, max(steps.from_step(), key=weight), budget, way)
         batch = max(step, key=lambda b: b.trees.tokens.numel() * b.trees.tokens.shape[1] ** power)
