@@ -194,12 +194,12 @@ class Config:
         None, "steps between evaluations; the best adapter is kept", "1 or more"
     )
     best: Measure = flag("pair_accuracy", "of --eval-every: what the best adapter is best by")
-    scale: str = flag(
-        "1", "size of the adapter that is left: X times the trained delta, above 0 and up to 2, or "
-        "auto: the largest up to 1 that --max-drift allows"
+    scale: str | None = flag(
+        None, "size of the adapter that is left: X times the trained delta, above 0 and up to 2, "
+        "or auto: the largest up to 1 that --max-drift allows; default auto with anchors, else 1"
     )  # fmt: skip
     max_drift: float = flag(
-        0.1, "of --scale auto: how much harder to predict any neutral text may become, as a share",
+        0.05, "of --scale auto: how much harder to predict any neutral text may become, as a share",
         "above 0",
     )  # fmt: skip
     tracker: Tracker = flag("none", "log the metrics there too; each needs its extra")
@@ -329,6 +329,11 @@ class Config:
         )  # fmt: skip
 
     @property
+    def usual_scale(self) -> str:
+        """Return what --scale is by default: DPO alone, and a continued adapter, stay whole."""
+        return "auto" if self.anchor_weight and not self.adapter else "1"
+
+    @property
     def size(self) -> float | None:
         """Return what --scale multiplies the trained adapter by; None is for auto to find.
 
@@ -337,10 +342,11 @@ class Config:
         Raises:
             UsageError: it is neither.
         """
-        if self.scale == "auto":
+        scale = self.scale or self.usual_scale
+        if scale == "auto":
             return None
         try:
-            size = float(self.scale)
+            size = float(scale)
         except ValueError:
             size = math.nan
         if not 0 < size <= 2:

@@ -48,7 +48,7 @@ def resolve_auto(config: Config) -> Config:
         print(f"Model: {name}, since {why}; --model chooses another.", flush=True)
     if config.starts_at_reference and config.needs_reference:
         config = replace(config, reference="adapter")
-    return config
+    return replace(config, scale=config.scale or config.usual_scale)
 
 
 def remarks(config: Config, parameters: int) -> list[tuple[str, str]]:

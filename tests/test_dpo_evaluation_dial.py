@@ -25,20 +25,20 @@ def test_a_rise_within_the_limit_leaves_the_whole_adapter_at_one_question():
 
 
 def test_the_largest_size_by_hand():
-    """The rise is size squared, so .1 is reached at .316, which is 20.2 / 64: 20 / 64 is left.
+    """The rise is size squared, so .1 is reached at .316, which is 10.1 / 32: 10 / 32 is left.
 
-    Bisection asks 1, 32, 16, 24, 20, 22, 21 of 64; a half and a quarter are of the dial.
+    Bisection asks 32, 16, 8, 12, 10, 11 of 32; a half and a quarter are of the dial.
     """
     rises, asked = watched(lambda size: size**2)
-    assert largest_within(rises, 0.1) == 20 / 64
-    assert asked == [1, 32 / 64, 16 / 64, 24 / 64, 20 / 64, 22 / 64, 21 / 64]
+    assert largest_within(rises, 0.1) == 10 / 32
+    assert asked == [1, 16 / 32, 8 / 32, 12 / 32, 10 / 32, 11 / 32]
     assert set(asked[:3]) <= set(SIZES)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 31, 32, 33, 63])
+@pytest.mark.parametrize("steps", [1, 2, 15, 16, 17, 31])
 def test_the_size_is_the_last_step_that_holds(steps):
-    assert largest_within(lambda size: size, steps / 64 + 0.001) == steps / 64
-    assert largest_within(lambda size: size, steps / 64) == steps / 64  # at most, and not below
+    assert largest_within(lambda size: size, steps / 32 + 0.001) == steps / 32
+    assert largest_within(lambda size: size, steps / 32) == steps / 32  # at most, and not below
 
 
 def test_nothing_holds_where_every_size_costs_more_or_no_number():

@@ -37,7 +37,7 @@ def run(model_folder, questions_csv, tmp_path):
         settings = {
             "model": str(model_folder), "data": str(questions_csv), "dtype": "float32",
             "device": "cpu", "dropout": 0.0, "epochs": 6, "lr": 1e-2,
-            "output_dir": str(tmp_path / name),
+            "output_dir": str(tmp_path / name), "scale": "1",
         }  # fmt: skip
         return train.run(Config(**(settings | more)))
 
@@ -145,22 +145,25 @@ def test_a_size_beyond_the_five_is_on_the_dial_too(run):
 
 
 def test_auto_leaves_the_largest_size_whose_cost_is_within_the_limit(run, capsys):
-    """At the next 64th some kind of text rises by more. The held-out questions have no say."""
+    """At the next 32nd some kind of text rises by more. The held-out questions have no say."""
     whole = run("whole", merge=False)
     none, all_of_it = (text_perplexities(whole, size) for size in (0, 1))
     limit = dpo.rise(none, all_of_it) / 3
     assert limit > 0.001
     found = run("auto", merge=False, scale="auto", max_drift=limit)
     size = read(found, "summary")["scale"]
-    assert 0 < size < 1 and size * 64 == int(size * 64)
+    assert 0 < size < 1 and size * 32 == int(size * 32)
     assert dpo.rise(none, text_perplexities(whole, size)) <= limit
-    assert dpo.rise(none, text_perplexities(whole, size + 1 / 64)) > limit
+    assert dpo.rise(none, text_perplexities(whole, size + 1 / 32)) > limit
     check_size(adapter(found), adapter(whole), size)
     assert f"Size: {size:.3g} of the trained adapter" in capsys.readouterr().out
     blind = run("blind", merge=False, scale="auto", max_drift=10.0)
     check_size(adapter(blind), adapter(whole), 1)
     for kind in ("README.md", "config.yaml"):
         assert "auto" in (found / kind).read_text()
+    usual = run("usual", merge=False, scale=None, max_drift=limit)  # since it has anchors
+    assert read(usual, "summary")["scale"] == size
+    assert inputs.finished_run(usual).config.scale == "auto"
 
 
 def test_auto_needs_no_held_out_questions(run):
@@ -169,7 +172,7 @@ def test_auto_needs_no_held_out_questions(run):
     settings = {"eval_fraction": 0.0, "scale": "auto", "max_drift": 1.001 * limit}
     folder = run("out", merge=False, **settings)
     size = read(folder, "summary")["scale"]
-    assert size == 38 / 64 and read(folder, "evaluation") == {"questions": 0}  # the last below .6
+    assert size == 19 / 32 and read(folder, "evaluation") == {"questions": 0}  # the last below .6
     check_size(adapter(folder), adapter(whole), size)
     assert not (folder / "dial.png").exists()
 
@@ -178,8 +181,8 @@ def test_where_no_size_holds_the_run_stops_with_what_to_do_and_can_go_on(run, mo
     with monkeypatch.context() as patch, pytest.raises(dpo.NumericError) as error:
         patch.setattr(Sizes, "rise", lambda self, size: 0.3 + size)
         run("out", merge=False, scale="auto")
-    assert str(error.value).startswith("--scale auto: even 0.0156 of the adapter raises")
-    assert "31.6%, more than --max-drift 0.1; give a larger one, or a number" in str(error.value)
+    assert str(error.value).startswith("--scale auto: even 0.0312 of the adapter raises")
+    assert "33.1%, more than --max-drift 0.05; give a larger one, or a number" in str(error.value)
     folder = Path(run("whole", merge=False)).with_name("out")
     assert not (folder / "adapter").exists() and not (folder / "summary.json").exists()
     train.run(parse(["--resume", str(folder), "--scale", "0.25"]))
@@ -283,7 +286,7 @@ def test_a_finished_run_may_be_scaled_by_its_cost(run, tmp_path):
     limit = dpo.rise(text_perplexities(whole, 0), text_perplexities(whole, 0.6))
     out = tmp_path / "auto"
     assert scale(whole, out, "--scale", "auto", "--max-drift", 1.001 * limit) == 0
-    assert read(out, "summary")["scale"] == 38 / 64  # the last 64th below .6
+    assert read(out, "summary")["scale"] == 19 / 32  # the last 32nd below .6
     config = inputs.finished_run(out).config
     assert (config.scale, config.max_drift) == ("auto", pytest.approx(1.001 * limit))
 
@@ -362,4 +365,6 @@ def test_a_size_may_be_given_as_a_number_in_a_file(tmp_path):
     (tmp_path / "x.yaml").write_text("scale: 0.5\nmax_drift: 0.03\n")
     config = parse(["--config", str(tmp_path / "x.yaml")])
     assert (config.size, config.max_drift) == (0.5, 0.03)
-    assert replace(config, scale="auto").size is None and Config().size == 1
+    assert replace(config, scale="auto").size is None and Config(scale="1").size == 1
+    assert Config().size is None and Config(anchor_weight=0).size == 1
+    assert Config(adapter="some").size == 1

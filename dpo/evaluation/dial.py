@@ -13,7 +13,7 @@ from dpo.evaluation.drift import Drift
 from dpo.evaluation.measures import Metrics
 
 SIZES = (0.0, 0.25, 0.5, 0.75, 1.0)  # measured of every adapter
-STEPS = 64  # the sizes that `largest_within` tries are so many parts of the whole
+STEPS = 32  # the sizes that `largest_within` tries are so many parts of the whole
 TICKS = (0, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000)  # percent
 GREEN, PURPLE = "#009E73", "#CC79A7"
 COLOURS = ((BLUE, "o"), (ORANGE, "D"), (GREEN, "s"), (PURPLE, "^"))  # told apart without colour too
@@ -43,9 +43,9 @@ class Point(NamedTuple):
 
 
 def largest_within(rise: Callable[[float], float], limit: float) -> float:
-    """Return the largest size up to 1, in steps of 1/64, at which `rise(size) <= limit`.
+    """Return the largest size up to 1, in steps of 1/32, at which `rise(size) <= limit`.
 
-    It is found by bisection, which asks for 7 sizes at most and takes the rise to
+    It is found by bisection, which asks for 6 sizes at most and takes the rise to
     grow with the size: of one that comes and goes it finds one end. 0 means that no step holds.
     """
     if rise(1.0) <= limit:
