@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lora.adapter import lora_layers
 from lora.base.folders import builtin_folder, model_folder
 from lora.base.loading import skeleton
 from lora.base.quantise import Quantise, requantised
@@ -55,6 +56,7 @@ def merge_files(
     linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     quantised = set[str]() if quantise == "none" else linear
     patched = set(load_adapter(model, adapter))  # on the meta device: checks names and shapes
+    layers = lora_layers(model)  # one at two places is stored under one name, or both
     config, tensors = read_adapter(adapter)
     sums, seen, total = RoundingSums(), set[str](), 0
     with whole_folder(output) as new:
@@ -68,8 +70,8 @@ def merge_files(
                 seen.add(name)
             total += sum(weight.nbytes for weight in weights.values())
             save_file(weights, new / shard.name, metadata={"format": "pt"})
-        if patched - seen:
-            missing = min(patched - seen)
+        found = {layers[name] for name in patched & seen}
+        if missing := next((n for n in sorted(patched) if layers[n] not in found), None):
             raise ModelError(f"{base} has no weight for {missing}, which the adapter changes")
         _copy_side_files(base, new, dtype, total)
         check(new)

@@ -146,6 +146,12 @@ def add_adapters(config: Config, model: Any) -> None:
     )
     targets = lora.as_targets(config.target_modules)
     lora.add_lora(model, config.rank, config.alpha, config.dropout, targets, patterns)
+    others = lora.left_out(model)
+    if targets == "all-linear" and others and model.device.type != "meta":
+        print(
+            f"all-linear: no adapter for {', '.join(others)}, which the model reads itself",
+            flush=True,
+        )
 
 
 class FinishedRun(NamedTuple):

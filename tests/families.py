@@ -52,9 +52,10 @@ HYBRID = {
         **SIZES, **ATTENTION, **MAMBA, head_dim=8, mamba_d_ssm=64, lm_head_multiplier=0.5
     ),
     "zamba2": lambda: transformers.Zamba2Config(
-        **SIZES, num_attention_heads=4, intermediate_size=48, max_position_embeddings=512,
-        layers_block_type=["linear_attention", "hybrid"], mamba_d_state=8, n_mamba_heads=4,
-        chunk_size=16, use_shared_attention_adapter=True, adapter_rank=4, use_mem_rope=True,
+        **SIZES | {"num_hidden_layers": 3}, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=512, layers_block_type=["linear_attention", "hybrid", "hybrid"],
+        mamba_d_state=8, n_mamba_heads=4, chunk_size=16, use_shared_attention_adapter=True,
+        adapter_rank=4, use_mem_rope=True,
     ),
 }  # fmt: skip
 MIXTURES = {

@@ -56,8 +56,8 @@ def norms_by_hand(model: nn.Module, on: bool = True) -> Iterator[int]:
 
     How a module multiplies is found by trial: one that cannot be called with x alone, or whose
     values are not bit for bit those of a form above, is left as it is, and so are those whose
-    weights are split among processes. Where the model gives a norm more than x, such as a gate, the
-    norm's own forward computes it.
+    weights are split among processes. Where the model calls a norm otherwise than in the trial,
+    with a gate beside x or an x of another width, the norm's own forward computes it.
     """
     norms: Iterable[Any] = (m for m in model.modules() if on and "RMSNorm" in type(m).__name__)
     taken = []
@@ -73,7 +73,8 @@ def norms_by_hand(model: nn.Module, on: bool = True) -> Iterator[int]:
 
 
 def _called(own: Callable[..., Tensor], gain: Gain, *given: Any, **named: Any) -> Tensor:
-    return own(*given, **named) if named or len(given) > 1 else _by_hand(*given, gain)
+    as_tried = len(given) == 1 and not named and given[0].shape[-1] == gain.g.numel()
+    return _by_hand(*given, gain) if as_tried else own(*given, **named)
 
 
 def _by_hand(x: Tensor, gain: Gain) -> Tensor:
