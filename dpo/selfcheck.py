@@ -23,6 +23,7 @@ from dpo.logps import answer_logps
 # bfloat16, .024 to .087 and, by rounding, .008 to .022: hardly to be told apart.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.005}
 COARSE = 0.25  # of one question in the model's own dtype
+MARGIN = 512  # tokens by which anchors and neutral text may be longer than all questions
 
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError)
 
@@ -49,12 +50,17 @@ def check_sharing(
     model as it is, whose scores should be numbers. Where no excerpt can be made, as of layers
     split among processes, or without `layers`, the whole model is compared for all questions.
 
+    Tries do not suit models that read a text otherwise where a longer one is in its row, as some
+    rotary frequencies do, if the questions come near such lengths. Where tries do not suit, plain
+    rows are the last resort, and each must have the score that it has alone.
+
     The longest path should be among the questions, since it is the one that leaves a sliding
     window, and the last should be short, since plain rows keep all logits. `largest_id` is that of
     all the data, and `layers` are the model's decoder layers.
 
     Raises:
-        DataError: the questions hold token ids that the model has no embedding for.
+        DataError: the questions hold token ids that the model has no embedding for, or the model's
+            own forward fails, or what it says of a row depends on the other rows.
         NumericError: the model's own scores are not finite.
     """
     known = model.get_input_embeddings().num_embeddings
@@ -65,15 +71,30 @@ def check_sharing(
             f"the tokenizer gives the id {largest} and the model embeds {known} tokens; this is "
             "not the model's own tokenizer"
         )
+    coarse = None
     if len(layers) and not any(hasattr(layer, "unshard") for layer in layers):
-        whole = compared(model, questions[-1:], COARSE)
-        if not whole.shared:
-            return whole
+        coarse = compared(model, questions[-1:], COARSE)
         numbers = all(p.is_floating_point() for p in layers.parameters())
         dtype = torch.float32 if numbers else model.dtype
-        with suppress(*UNREADABLE), excerpt(model, layers, ids):
-            return compared(model, [renumbered(q, ids) for q in questions], TOLERANCE[dtype])
-    return compared(model, questions, TOLERANCE.get(model.dtype, 1e-4))
+        with suppress(DataError, *UNREADABLE), excerpt(model, layers, ids):
+            few = [renumbered(q, ids) for q in questions]
+            return examined(model, few, TOLERANCE[dtype], coarse)
+    return examined(model, questions, TOLERANCE.get(model.dtype, 1e-4), coarse)
+
+
+def examined(
+    model: Any,
+    questions: Sequence[EncodedQuestion],
+    tolerance: float,
+    coarse: SelfCheck | None = None,
+) -> SelfCheck:
+    """Compare all questions, if a coarse check found no difference; then longer texts and rows."""
+    check = coarse if coarse and not coarse.shared else compared(model, questions, tolerance)
+    if check.shared:
+        check = beside_longer(model, questions, tolerance) or check
+    if not check.shared:
+        check_rows(model, questions, tolerance)
+    return check
 
 
 def compared(model: Any, questions: Sequence[EncodedQuestion], tolerance: float) -> SelfCheck:
@@ -85,22 +106,82 @@ def compared(model: Any, questions: Sequence[EncodedQuestion], tolerance: float)
             collate(question_tries(q.prompt, answers, shared), shared).to(model.device)
             for shared in (False, True)
         )
-        expected = answer_logps(model, plain)
+        try:
+            expected = answer_logps(model, plain)
+        except UNREADABLE as error:
+            raise DataError(
+                f"the model's own forward fails ({_in_short(error)}); choose another --model"
+            ) from error
         if not expected.isfinite().all():
-            raise NumericError(
-                f"the model's scores are not finite in {model.dtype}; try --dtype float32"
-            )
+            raise NumericError(_why_not_finite(model))
         try:
             found = answer_logps(model, tried)
         except UNREADABLE as error:
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return SelfCheck(False, f"the model does not take a tree mask ({text})")
+            return SelfCheck(False, f"the model does not take a tree mask ({_in_short(error)})")
         lengths = torch.tensor([len(a) for a in answers], device=found.device)
         differences += ((found - expected).abs() / lengths).tolist()
     mean = sum(differences) / len(differences)
     if mean <= tolerance:  # NaN does not pass
         return SelfCheck(True, f"tries equal plain rows within {mean:.1g} nats a token")
     return SelfCheck(False, f"tries differ from plain rows by {mean:.2g} nats a token")
+
+
+def beside_longer(
+    model: Any, questions: Sequence[EncodedQuestion], tolerance: float
+) -> SelfCheck | None:
+    """Score the last question alone in its row, and beside a token as far as texts may go."""
+    longest = max(len(q.prompt) + max(map(len, q.trained)) for q in questions) + MARGIN
+    last = questions[-1]
+    alone = collate(question_tries(last.prompt, last.trained)).to(model.device)
+    one = alone.tokens.new_ones(1, 1)
+    beside = alone._replace(  # a column more, whose token sees itself alone
+        tokens=torch.cat([alone.tokens, 0 * one], 1),
+        positions=torch.cat([alone.positions, longest * one], 1),
+        ends=torch.cat([alone.ends, (alone.ends.shape[1] + 1) * one], 1),
+    )
+    with suppress(*UNREADABLE):  # a model without such positions reads no such texts
+        apart = (answer_logps(model, beside) - answer_logps(model, alone)).abs().max()
+        if apart > tolerance * max(map(len, last.trained)):
+            reason = f"beside a text of {longest} tokens, which may come, scores change by"
+            return SelfCheck(False, f"{reason} {apart:.2g} nats")
+    return None
+
+
+def check_rows(model: Any, questions: Sequence[EncodedQuestion], tolerance: float) -> None:
+    """Score the first question and the last as plain rows, together and each alone.
+
+    Raises:
+        DataError: the scores differ.
+    """
+    pair = [(q.prompt, max(q.trained, key=len)) for q in (questions[0], questions[-1])]
+    rows = [question_tries(prompt, [answer], shared=False) for prompt, answer in pair]
+    scores = [
+        answer_logps(model, collate(tries, shared=False).to(model.device))
+        for tries in (*rows, [*rows[0], *rows[1]])
+    ]
+    lengths = torch.tensor([len(answer) for _, answer in pair], device=model.device)
+    apart = ((torch.cat(scores[:2]) - scores[2]).abs() / lengths).max()
+    if apart > tolerance:
+        raise DataError(
+            "what this model says of a text depends on what else is in its batch, by "
+            f"{apart:.2g} nats a token, so that answers cannot be scored; choose another --model"
+        )
+
+
+def _in_short(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _why_not_finite(model: Any) -> str:
+    """Name the weight that is not finite, if one is, or the dtype to try."""
+    damaged = [n for n, p in model.named_parameters() if not p.isfinite().all()]
+    if damaged:
+        return (
+            f"the model's scores are not finite: NaN or infinity stands in {len(damaged)} of its "
+            f"weights, the first is {damaged[0]}; the files of --model are damaged, get them anew"
+        )
+    advice = "choose another --model" if model.dtype == torch.float32 else "try --dtype float32"
+    return f"the model's scores are not finite in {model.dtype}; {advice}"
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from lora.base.loading import (
     skeleton,
 )
 from lora.base.norms import norms_by_hand
+from lora.base.rotary import rotary_by_rows
 from lora.base.sharding import load_sharded, take_part
 from lora.errors import ModelError
 from lora.files import whole, whole_folder, write_text

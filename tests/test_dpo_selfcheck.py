@@ -185,10 +185,19 @@ def windowed(forward, config, window):
     return run
 
 
-def test_scores_that_are_not_numbers_stop_the_run():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_named_and_no_dtype_is_advised(value):
     model = small_model()
-    model.model.layers[0].self_attn.q_proj.weight.data[:] = torch.nan
-    with pytest.raises(NumericError, match="not finite in torch.float32"):
+    model.model.layers[0].self_attn.q_proj.weight.data[3, 1] = value
+    with pytest.raises(NumericError, match=r"in 1 of .* layers\.0\.self_attn\.q_proj") as error:
+        check_sharing(model, QUESTIONS)
+    assert "--dtype" not in str(error.value)
+
+
+def test_scores_that_overflow_in_float32_do_not_advise_float32():
+    model = small_model()
+    model.lm_head.weight.data[:] = 3e38
+    with pytest.raises(NumericError, match="not finite in torch.float32; choose another --model"):
         check_sharing(model, QUESTIONS)
 
 
