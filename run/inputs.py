@@ -138,20 +138,34 @@ def place_of(config: Config) -> tuple[torch.device, torch.dtype]:
 def add_adapters(config: Config, model: Any) -> None:
     """Give the model its LoRA layers: --adapter's with their own settings, or newly drawn ones."""
     torch.manual_seed(config.seed)
+    aloud = model.device.type != "meta"  # the plan's model says nothing
     if config.adapter:
         lora.load_adapter(model, config.adapter)
+        if aloud:
+            print(of_other_base(config.adapter, config.model), end="", flush=True)
         return
     patterns = lora.Patterns(
         config.patterns("rank_pattern", int), config.patterns("alpha_pattern", float), config.rslora
     )
     targets = lora.as_targets(config.target_modules)
     lora.add_lora(model, config.rank, config.alpha, config.dropout, targets, patterns)
-    others = lora.left_out(model)
-    if targets == "all-linear" and others and model.device.type != "meta":
-        print(
-            f"all-linear: no adapter for {', '.join(others)}, which the model reads itself",
-            flush=True,
-        )
+    others = lora.left_out(model) if aloud and targets == "all-linear" else []
+    if others:
+        print(f"all-linear: no adapter for {', '.join(others)}; the model reads them itself")
+
+
+def of_other_base(adapter: str | Path, model: str) -> str:
+    """Return a line that says so, if an adapter names another base than this model; else "".
+
+    Bases of the same shapes are not told apart by its tensors. A folder whose name is that of the
+    Hub's model is taken for a copy of it.
+    """
+    named, *_ = lora.read_adapter(Path(adapter))
+    made_for = str(named.get("base_model_name_or_path") or model)
+    ids = (lora.BUILTIN_HUB_ID if name == "builtin" else name for name in (made_for, model))
+    if len({Path(id).resolve().name for id in ids}) == 1:
+        return ""
+    return f"Note: the adapter {adapter} was made for {made_for}, and this base is {model}.\n"
 
 
 class FinishedRun(NamedTuple):

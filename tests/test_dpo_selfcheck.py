@@ -189,7 +189,9 @@ def windowed(forward, config, window):
 def test_weights_that_are_no_numbers_are_named_and_no_dtype_is_advised(value):
     model = small_model()
     model.model.layers[0].self_attn.q_proj.weight.data[3, 1] = value
-    with pytest.raises(NumericError, match=r"in 1 of .* layers\.0\.self_attn\.q_proj") as error:
+    with pytest.raises(
+        NumericError, match=r"in 1 of .*model\.layers\.0\.self_attn\.q_proj"
+    ) as error:
         check_sharing(model, QUESTIONS)
     assert "--dtype" not in str(error.value)
 
