@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lora.adapter import add_lora, lora_layers
 from lora.errors import ModelError
 from lora.files import whole_folder
-from lora.targets import Patterns, match_targets
+from lora.targets import Patterns, match_targets, short_names
 
 PREFIX = "base_model.model."  # where PEFT's wrapper keeps the model
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -58,9 +58,6 @@ def save_adapter(
     layers = lora_layers(model)
     if not layers:
         raise ModelError("the model has no LoRA layer to save")
-    ends = {name.rpartition(".")[2] for name in layers}  # the targets, if they mean no other module
-    others = (name for name, _ in model.named_modules() if name not in layers)
-    ambiguous = any(name.rpartition(".")[2] in ends for name in others)
     rank = mode(layer.rank for layer in layers.values())
     alpha = mode(layer.alpha for layer in layers.values())
     config = {
@@ -72,7 +69,7 @@ def save_adapter(
         "lora_alpha": alpha,
         "alpha_pattern": {n: m.alpha for n, m in layers.items() if m.alpha != alpha},
         "lora_dropout": next(iter(layers.values())).dropout,
-        "target_modules": sorted(layers if ambiguous else ends),
+        "target_modules": short_names(model, list(layers)),
     }
     tensors = {}
     for name, layer in layers.items():

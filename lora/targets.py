@@ -101,6 +101,13 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
     return [n for n in modules if n in found and n not in otherwise]
 
 
+def short_names(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return the last parts of some modules' names; the whole names where others end like them."""
+    ends = {name.rpartition(".")[2] for name in names}
+    others = {name for name, _ in model.named_modules()} - set(names)
+    return sorted(names if any(n.rpartition(".")[2] in ends for n in others) else ends)
+
+
 def head_of(model: Any) -> Any:
     """Return a language model's output head, None of any other module."""
     return getattr(model, "get_output_embeddings", lambda: None)()

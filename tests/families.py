@@ -77,10 +77,39 @@ MIXTURES = {
 
 
 def family_model(family, scale=0.2, **changes):
-    """A random model in float32, whose norms and biases differ from 1 and 0."""
+    """A random model of one of the families above."""
     config = (HYBRID | MIXTURES)[family]()
     for name, value in changes.items():
         setattr(config, name, value)
+    return drawn(config, scale)
+
+
+ROTARY = {
+    "longrope": lambda window, **size: transformers.Phi3Config(
+        max_position_embeddings=512, original_max_position_embeddings=window,
+        rope_parameters={
+            "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [6.0] * 4,
+            "rope_theta": 100.0, "factor": 8.0,
+        },
+        **size,
+    ),
+    "dynamic": lambda window, **size: transformers.LlamaConfig(
+        max_position_embeddings=window,
+        rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0},
+        **size,
+    ),
+}  # fmt: skip
+
+
+def length_dependent(kind, window=12, vocab_size=VOCABULARY):
+    """A random model that turns all positions otherwise in texts longer than the window."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+    config = ROTARY[kind](window, **SIZES | heads | {"vocab_size": vocab_size})
+    return drawn(config, 0.3)
+
+
+def drawn(config, scale):
+    """A random model in float32, its weights large enough that scores differ clearly."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     for name, weight in model.named_parameters():
