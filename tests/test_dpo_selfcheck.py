@@ -4,13 +4,14 @@ import pytest
 import torch
 import transformers
 from conftest import ARCHITECTURES, small_model
+from families import ROTARY, length_dependent
 from test_dpo_logps import ANSWERS, OTHER, PROMPT
 
 from data import DataError, EncodedQuestion
 from dpo import NumericError, logps
 from dpo import check_sharing as check_whole
 from dpo.excerpt import excerpt, renumbered
-from lora import decoder_layers
+from lora import decoder_layers, rotary_by_rows
 
 QUESTIONS = [
     EncodedQuestion(PROMPT, ANSWERS[0], tuple(ANSWERS[1:])),
@@ -200,6 +201,46 @@ def test_scores_that_overflow_in_float32_do_not_advise_float32():
     model = small_model()
     model.lm_head.weight.data[:] = 3e38
     with pytest.raises(NumericError, match="not finite in torch.float32; choose another --model"):
+        check_sharing(model, QUESTIONS)
+
+
+LONG = EncodedQuestion(PROMPT, tuple(range(30, 60)), ((70, 2),))
+
+
+@pytest.mark.parametrize("questions", [QUESTIONS, [LONG, *QUESTIONS]], ids=["short", "long"])
+@pytest.mark.parametrize("kind", ROTARY)
+def test_tries_do_not_suit_a_model_whose_rotary_frequencies_depend_on_a_length_that_comes(
+    kind, questions
+):
+    model = length_dependent(kind, window=24)
+    rotary_by_rows(model)
+    assert not check_sharing(model, questions).shared
+    far = length_dependent(kind, window=2000)  # no text comes near
+    rotary_by_rows(far)
+    assert check_sharing(far, questions).shared
+
+
+def test_a_model_that_scores_a_row_otherwise_beside_others_is_refused():
+    """Unmended rotary frequencies do, and experts that have room for so many tokens."""
+    with pytest.raises(DataError, match="depends on what else is in its batch"):
+        check_sharing(length_dependent("longrope", window=24), [LONG, *QUESTIONS])
+    model = small_model()
+    mlp = model.model.layers[0].mlp
+    honest = mlp.forward
+    mlp.forward = lambda x: honest(x) * (x.flatten(0, -2).shape[0] <= 24)
+    with pytest.raises(DataError, match="depends on what else is in its batch"):
+        check_sharing(model, QUESTIONS)
+
+
+@pytest.mark.parametrize("raised", [KeyError("full_attention"), RuntimeError("shapes differ")])
+def test_a_model_whose_own_forward_fails_is_refused(raised):
+    model = small_model()
+
+    def forward(**inputs):
+        raise raised
+
+    model.forward = forward
+    with pytest.raises(DataError, match="own forward fails .*(full_attention|shapes differ)"):
         check_sharing(model, QUESTIONS)
 
 

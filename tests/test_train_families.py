@@ -78,7 +78,6 @@ def test_a_hybrid_models_run_goes_on_bit_for_bit(run, tokenizer, counted):  # no
         ("jamba", ["mamba.dt_proj.weight", "feed_forward.router.weight"]),
         ("llama4", ["feed_forward.router.weight", "feed_forward.experts.gate_up_proj"]),
         ("deepseek_v3", ["mlp.gate.weight", "mlp.experts.down_proj"]),
-        ("falcon_mamba", ["mixer.dt_proj.weight", "mixer.A_log"]),
     ],
 )
 def test_all_linear_says_what_it_leaves_out(run, tokenizer, capsys, family, others):
@@ -93,7 +92,7 @@ def test_all_linear_says_what_it_leaves_out(run, tokenizer, capsys, family, othe
 def test_where_rotary_frequencies_depend_on_the_length_a_run_starts_at_ln_2(
     run, tokenizer, capsys, kind
 ):
-    """Texts have up to 23 tokens, the window 16; at a learning rate of 0 all steps are the first."""
+    """Texts have up to 23 tokens, the window 16; at a rate of 0 all steps are like the first."""
     model = length_dependent(kind, window=16, vocab_size=len(tokenizer))
     more = {"max_length": 512, "epochs": 1, "lr": 0.0, "batch_size": 3, "grad_accum": 1}
     folder = run("out", model, merge=False, shuffle="pairs", **more)

@@ -18,8 +18,9 @@ FAR = 2**24  # a position beyond every window
 def rotary_by_rows(model: Any) -> int:
     """Give each row of a batch its own rotary frequencies, for good; return how many modules do so.
 
-    Which modules need it is found by trial. Rows of which nothing but a mask (B, L) is given have
-    positions of their own as well, counted from their first token.
+    The model is one that has read no text yet, since `dynamic` remembers the longest. Which modules
+    need it is found by trial. Rows of which nothing but a mask (B, L) is given have positions of
+    their own as well, counted from their first token.
     """
     named = [m for m in model.modules() if "Rotary" in type(m).__name__]
     found = [m for m in named if depends_on_length(m)]
