@@ -220,6 +220,16 @@ def test_tries_do_not_suit_a_model_whose_rotary_frequencies_depend_on_a_length_t
     assert check_sharing(far, questions).shared
 
 
+def test_a_position_that_is_not_in_a_models_table_is_never_asked_for():
+    """A GPU stops for good there."""
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40}
+    config = transformers.GPT2Config(vocab_size=97, attn_implementation="eager", **size)
+    model, asked = transformers.AutoModelForCausalLM.from_config(config).eval(), []
+    model.transformer.wpe.register_forward_hook(lambda _, given, out: asked.append(given[0].max()))
+    assert check_sharing(model, QUESTIONS).shared
+    assert max(asked) < 40
+
+
 def test_a_model_that_scores_a_row_otherwise_beside_others_is_refused():
     """Unmended rotary frequencies do, and experts that have room for so many tokens."""
     with pytest.raises(DataError, match="depends on what else is in its batch"):
