@@ -101,7 +101,7 @@ def train(job: Job, resumed: Checkpoint | None) -> None:
     base = inputs.load_hashed(config, sharded=plan.shards > 1)
     model = base.model
     check = dpo.check_sharing(model, questions.check_questions, questions.largest_id, base.layers)
-    inputs.add_adapters(config, model)  # drawn from --seed
+    config = inputs.add_adapters(config, model)  # drawn from --seed
     reference = Reference(config, model, base.hash)
     a, b = lora.adapter_parameters(model, "A"), lora.adapter_parameters(model, "B")
     groups = [{"params": a, "ratio": 1.0}, {"params": b, "ratio": config.lora_plus_ratio}]  # LoRA+

@@ -7,7 +7,7 @@ is wrong for an architecture, it is trained on plain rows; where the head's is, 
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 
@@ -24,6 +24,7 @@ from dpo.logps import answer_logps
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.005}
 COARSE = 0.25  # of one question in the model's own dtype, of which these tokens at most are read:
 PROMPT, ANSWER = 64, 32
+MARGIN = 512  # tokens by which anchors and neutral text may be longer than all questions
 
 # What is tried, one after the other, and what it is compared with.
 WAYS: dict[Way, tuple[str, str]] = {
@@ -59,11 +60,16 @@ def check_sharing(
     no excerpt can be made, as of layers split among processes, or without `layers`, the whole model
     is compared for all questions.
 
+    Tries do not suit models that read a text otherwise where a longer one is in its row, as some
+    rotary frequencies do, if the questions come near such lengths. Plain rows are the last resort,
+    and each must have the score that it has alone.
+
     The longest path should be among the questions, since it is the one that leaves a sliding
     window. `largest_id` is that of all the data, and `layers` are the model's decoder layers.
 
     Raises:
-        DataError: the questions hold token ids that the model has no embedding for.
+        DataError: the questions hold token ids that the model has no embedding for, or the model's
+            own forward fails, or what it says of a row depends on the other rows.
         NumericError: the model's own scores are not finite.
     """
     known = model.get_input_embeddings().num_embeddings
@@ -74,19 +80,19 @@ def check_sharing(
             f"the tokenizer gives the id {largest} and the model embeds {known} tokens; this is "
             "not the model's own tokenizer"
         )
-    failed = ""
-    for way in WAYS:
+    failed: list[str] = []
+    for way in get_args(Way):
         same, found = _same(model, questions, layers, ids, way)
+        failed.append(found)
         if same:
-            return SelfCheck(way, failed + found)
-        failed += f"{found}; "
-    return SelfCheck("logits", failed.removesuffix("; "))
+            break
+    return SelfCheck(way, "; ".join(filter(None, failed)))
 
 
 def _same(
     model: Any, questions: Sequence[EncodedQuestion], layers: Any, ids: Sequence[int], way: Way
 ) -> tuple[bool, str]:
-    """Tell whether a way has the model's own scores, and say by how much it has not."""
+    """Tell whether a way has the model's own scores, and say by how much it has or has not."""
     if len(layers) and not any(hasattr(layer, "unshard") for layer in layers):
         short = EncodedQuestion(*cut(questions[-1]))
         same, found = compared(model, [short], COARSE, way)
@@ -94,9 +100,23 @@ def _same(
             return same, found
         numbers = all(p.is_floating_point() for p in layers.parameters())
         dtype = torch.float32 if numbers else model.dtype
-        with suppress(*UNREADABLE), excerpt(model, layers, ids):
-            return compared(model, [renumbered(q, ids) for q in questions], TOLERANCE[dtype], way)
-    return compared(model, questions, TOLERANCE.get(model.dtype, 1e-4), way)
+        with suppress(DataError, *UNREADABLE), excerpt(model, layers, ids):
+            few = [renumbered(q, ids) for q in questions]
+            return examined(model, few, TOLERANCE[dtype], way)
+    return examined(model, questions, TOLERANCE.get(model.dtype, 1e-4), way)
+
+
+def examined(
+    model: Any, questions: Sequence[EncodedQuestion], tolerance: float, way: Way
+) -> tuple[bool, str]:
+    """Compare the questions; then tries beside a longer text, or plain rows beside each other."""
+    same, found = compared(model, questions, tolerance, way)
+    if same and way == "tries":
+        apart = beside_longer(model, questions, tolerance)
+        return not apart, apart or found
+    if same:
+        check_rows(model, questions, tolerance, way)
+    return same, found
 
 
 def bytes_of_check(model: Any, layers: Any) -> int:
@@ -117,23 +137,32 @@ def cut(question: EncodedQuestion) -> tuple[Tokens, Tokens, tuple[Tokens, ...]]:
 def compared(
     model: Any, questions: Sequence[EncodedQuestion], tolerance: float, way: Way
 ) -> tuple[bool, str]:
-    """Compare the four longest answers of each question; the mean difference may be `tolerance`."""
+    """Compare the four longest answers of each question; the mean difference may be `tolerance`.
+
+    The model's own logits are what the others are compared with, and have nothing to equal.
+    """
     differences = []
     for q in questions:
         answers = sorted(q.trained, key=len)[-4:]
-        alone = [_scores(model, q.prompt, [answer], "logits") for answer in answers]
-        expected = torch.cat(alone)  # one row at a time, since each has logits of all its tokens
+        try:  # one row at a time, since each has logits of all its tokens
+            alone = [_scores(model, q.prompt, [answer], "logits") for answer in answers]
+        except UNREADABLE as error:
+            raise DataError(
+                f"the model's own forward fails ({_in_short(error)}); choose another --model"
+            ) from error
+        expected = torch.cat(alone)
         if not expected.isfinite().all():
-            raise NumericError(
-                f"the model's scores are not finite in {model.dtype}; try --dtype float32"
-            )
+            raise NumericError(_why_not_finite(model))
+        if way == "logits":
+            continue
         try:
             found = _scores(model, q.prompt, answers, way)
         except UNREADABLE as error:
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return False, f"the model does not take {TAKEN[way]} ({text})"
+            return False, f"the model does not take {TAKEN[way]} ({_in_short(error)})"
         lengths = torch.tensor([len(a) for a in answers], device=found.device)
         differences += ((found - expected).abs() / lengths).tolist()
+    if way == "logits":
+        return True, ""
     mean = sum(differences) / len(differences)
     one, other = WAYS[way]
     if mean <= tolerance:  # NaN does not pass
@@ -145,6 +174,70 @@ def _scores(model: Any, prompt: Tokens, answers: Sequence[Tokens], way: Way) -> 
     """Return (A,): log pi(y|x) of the answers, read this way."""
     batch = collate(question_tries(prompt, answers, way), way)
     return answer_logps(model, batch.to(model.device))
+
+
+def beside_longer(model: Any, questions: Sequence[EncodedQuestion], tolerance: float) -> str:
+    """Score the last question alone in its row, and beside a token as far as texts may go.
+
+    Return what is wrong, if anything is.
+    """
+    longest = max(len(q.prompt) + max(map(len, q.trained)) for q in questions) + MARGIN
+    last, words = questions[-1], model.get_input_embeddings()
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not words]
+    if any(table.num_embeddings < longest + 8 for table in tables):  # learned positions, and few:
+        return ""  # a GPU would not survive one that is not there
+    alone = collate(question_tries(last.prompt, last.trained)).to(model.device)
+    one = alone.tokens.new_ones(1, 1)
+    beside = alone._replace(  # a column more, whose token sees itself alone
+        tokens=torch.cat([alone.tokens, 0 * one], 1),
+        positions=torch.cat([alone.positions, longest * one], 1),
+        ends=torch.cat([alone.ends, (alone.ends.shape[1] + 1) * one], 1),
+    )
+    with suppress(*UNREADABLE):  # a model that has no such positions reads no such texts
+        apart = (answer_logps(model, beside) - answer_logps(model, alone)).abs().max()
+        if apart > tolerance * max(map(len, last.trained)):
+            reason = f"beside a text of {longest} tokens, which may come, scores change by"
+            return f"{reason} {apart:.2g} nats"
+    return ""
+
+
+def check_rows(
+    model: Any, questions: Sequence[EncodedQuestion], tolerance: float, way: Way
+) -> None:
+    """Score the first question and the last as plain rows, together and each alone.
+
+    Raises:
+        DataError: the scores differ.
+    """
+    pair = [(q.prompt, max(q.trained, key=len)) for q in (questions[0], questions[-1])]
+    rows = [question_tries(prompt, [answer], way) for prompt, answer in pair]
+    scores = [
+        answer_logps(model, collate(tries, way).to(model.device))
+        for tries in (*rows, [*rows[0], *rows[1]])
+    ]
+    lengths = torch.tensor([len(answer) for _, answer in pair], device=model.device)
+    apart = ((torch.cat(scores[:2]) - scores[2]).abs() / lengths).max()
+    if not apart <= (tolerance if model.dtype == torch.float32 else COARSE):  # nor NaN
+        raise DataError(
+            "what this model says of a text depends on what else is in its batch, by "
+            f"{apart:.2g} nats a token, so that answers cannot be scored; choose another --model"
+        )
+
+
+def _in_short(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _why_not_finite(model: Any) -> str:
+    """Name the weight that is not finite, if one is, or the dtype to try."""
+    damaged = [n for n, p in model.named_parameters() if not p.isfinite().all()]
+    if damaged:
+        return (
+            f"the model's scores are not finite: NaN or infinity stands in {len(damaged)} of its "
+            f"weights, the first is {damaged[0]}; the files of --model are damaged, get them anew"
+        )
+    advice = "choose another --model" if model.dtype == torch.float32 else "try --dtype float32"
+    return f"the model's scores are not finite in {model.dtype}; {advice}"
 
 
 @torch.no_grad()

@@ -29,13 +29,14 @@ from lora.base.loading import (
     skeleton,
 )
 from lora.base.norms import norms_by_hand
+from lora.base.rotary import rotary_by_rows
 from lora.base.sharding import load_sharded, take_part
 from lora.errors import ModelError
 from lora.files import whole, whole_folder, write_text
 from lora.layer import LoRALinear
 from lora.merge_files import base_of, merge_files
 from lora.merging import merge_lora, merged_weight, save_merged
-from lora.peft_format import load_adapter, save_adapter
+from lora.peft_format import load_adapter, read_adapter, save_adapter
 from lora.rounding import Rounding, allowed_difference, merge_rounding, stored_dtype
 from lora.scaling import adapter_scaled, scale_adapter
-from lora.targets import Patterns, as_targets
+from lora.targets import Patterns, as_targets, left_out, short_names

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lora.layer import LoRALinear
-from lora.targets import Patterns, Targets, match_targets
+from lora.targets import Patterns, Targets, check_ranks, match_targets
 
 
 def add_lora(
@@ -32,11 +33,14 @@ def add_lora(
         ModelError: a target matches nothing or no linear layer, an adapter is there already, or a
             rank does not fit. No layer is replaced then.
     """
+    bases: Any = {n: model.get_submodule(n) for n in match_targets(model, target_modules)}
+    own = {name: patterns.of(name, rank, alpha) for name in bases}  # (r, alpha)
+    check_ranks(bases, {name: r for name, (r, _) in own.items()})
     found: dict[str, LoRALinear] = {}
-    for name in match_targets(model, target_modules):
-        base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear)
-        found[name] = LoRALinear(base, *patterns.of(name, rank, alpha), dropout)
+    first: dict[tuple[int, int], str] = {}  # layers that share their weights share the adapter
+    for name, base in bases.items():
+        twin = first.setdefault((id(base.weight), id(base.bias)), name)
+        found[name] = found.get(twin) or LoRALinear(base, *own[name], dropout)
     model.requires_grad_(False)
     for name, layer in found.items():
         model.set_submodule(name, layer)
@@ -50,13 +54,15 @@ def remove_lora(model: nn.Module) -> None:
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """Return {module name: layer} of every LoRALinear in the model."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
+    """Return {module name: layer} of every LoRALinear; one at two places has both names."""
+    every = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in every if isinstance(module, LoRALinear)}
 
 
 def adapter_parameters(model: nn.Module, names: str = "AB") -> list[nn.Parameter]:
     """Return every A and B, all that is trained, or those of one name."""
-    return [getattr(layer, name) for layer in lora_layers(model).values() for name in names]
+    layers = dict.fromkeys(lora_layers(model).values())
+    return [getattr(layer, name) for layer in layers for name in names]
 
 
 def train_adapters(model: nn.Module) -> None:

@@ -14,13 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lora.adapter import lora_layers
 from lora.base.folders import builtin_folder, model_folder
-from lora.base.loading import skeleton
+from lora.base.loading import load_base, skeleton
 from lora.base.quantise import Quantise, requantised
 from lora.errors import ModelError
 from lora.files import whole_folder
+from lora.merging import merge_lora
 from lora.peft_format import load_adapter, read_adapter, saved_delta
-from lora.rounding import Rounding, RoundingSums
+from lora.rounding import Rounding, RoundingSums, merge_rounding, stored_dtype
 
 INDEX = "model.safetensors.index.json"
 SIDE_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "NOTICE*", "LICENSE*")
@@ -55,8 +57,13 @@ def merge_files(
     linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     quantised = set[str]() if quantise == "none" else linear
     patched = set(load_adapter(model, adapter))  # on the meta device: checks names and shapes
+    layers = lora_layers(model)  # one at two places is stored under one name, or both
     config, tensors = read_adapter(adapter)
-    sums, seen, total = RoundingSums(), set[str](), 0
+    stored = {key.removesuffix(".weight") for shard in _shards(base) for key in _keys(shard)}
+    found = {layers[name] for name in patched & stored}
+    if any(layer not in found for layer in layers.values()):  # files with names of another time
+        return _merge_loaded(base, adapter, output, dtype, quantise, check)
+    sums, total = RoundingSums(), 0
     with whole_folder(output) as new:
         for shard in tqdm(_shards(base), "Merging", unit=" shards", disable=None):
             weights = {}
@@ -65,15 +72,35 @@ def merge_files(
                 trained = requantised(weight, quantise) if name in quantised else weight
                 delta = saved_delta(config, tensors, name) if name in patched else None
                 weights[key] = _added(trained, delta, dtype or weight.dtype, sums)
-                seen.add(name)
             total += sum(weight.nbytes for weight in weights.values())
             save_file(weights, new / shard.name, metadata={"format": "pt"})
-        if patched - seen:
-            missing = min(patched - seen)
-            raise ModelError(f"{base} has no weight for {missing}, which the adapter changes")
         _copy_side_files(base, new, dtype, total)
         check(new)
     return sums.result()
+
+
+def _merge_loaded(
+    base: Path,
+    adapter: Path,
+    output: Path,
+    dtype: torch.dtype | None,
+    quantise: Quantise,
+    check: Callable[[Path], None],
+) -> Rounding:
+    """Merge as `merge_files`, for bases whose files name other layers than the model has.
+
+    transformers renames them as it loads. The whole base is loaded for it.
+    """
+    model = load_base(str(base), torch.device("cpu"), stored_dtype(base), quantise=quantise).model
+    load_adapter(model, adapter)
+    rounding = merge_rounding(model, dtype)
+    with whole_folder(output) as new:
+        merge_lora(model, dtype).save_pretrained(new)
+        for file in (file for pattern in SIDE_FILES for file in base.glob(pattern)):
+            if file.name != INDEX and not (new / file.name).exists():
+                shutil.copyfile(file, new / file.name)
+        check(new)
+    return rounding
 
 
 def _added(weight: Tensor, delta: Tensor | None, dtype: torch.dtype, sums: RoundingSums) -> Tensor:
@@ -105,6 +132,14 @@ def _shards(base: Path) -> list[Path]:
             raise ModelError(f"{base / INDEX} names files outside its folder")
         return [base / name for name in sorted(names)]
     return sorted(base.glob("*.safetensors"))
+
+
+def _keys(shard: Path) -> list[str]:
+    try:
+        with safe_open(shard, framework="pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{shard} cannot be read: {error}") from error
 
 
 def _tensors(shard: Path) -> Iterator[tuple[str, Tensor]]:

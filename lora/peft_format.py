@@ -5,7 +5,7 @@ transposed. The settings are in `adapter_config.json`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mode
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lora.adapter import add_lora, lora_layers
 from lora.errors import ModelError
 from lora.files import whole_folder
-from lora.targets import Patterns, match_targets
+from lora.targets import Patterns, match_targets, short_names
 
 PREFIX = "base_model.model."  # where PEFT's wrapper keeps the model
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -58,9 +58,6 @@ def save_adapter(
     layers = lora_layers(model)
     if not layers:
         raise ModelError("the model has no LoRA layer to save")
-    ends = {name.rpartition(".")[2] for name in layers}  # the targets, if they mean no other module
-    others = (name for name, _ in model.named_modules() if name not in layers)
-    ambiguous = any(name.rpartition(".")[2] in ends for name in others)
     rank = mode(layer.rank for layer in layers.values())
     alpha = mode(layer.alpha for layer in layers.values())
     config = {
@@ -72,7 +69,7 @@ def save_adapter(
         "lora_alpha": alpha,
         "alpha_pattern": {n: m.alpha for n, m in layers.items() if m.alpha != alpha},
         "lora_dropout": next(iter(layers.values())).dropout,
-        "target_modules": sorted(layers if ambiguous else ends),
+        "target_modules": short_names(model, list(layers)),
     }
     tensors = {}
     for name, layer in layers.items():
@@ -98,7 +95,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
     usual = config["r"], config["lora_alpha"]
     patterns, targets = _patterns(config), config["target_modules"]
     expected = {}
-    for name in match_targets(model, targets):
+    names = match_targets(model, targets)
+    for name in names:
         layer: Any = model.get_submodule(name)
         rank, _ = patterns.of(name, *usual)
         expected[f"{PREFIX}{name}.lora_A.weight"] = (rank, layer.in_features)
@@ -113,12 +111,30 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
             f"{key} is {actual.get(key, 'missing')} in the file and "
             f"{expected.get(key, 'unknown')} here{_hint(actual)}"
         )
-    names = add_lora(model, *usual, config.get("lora_dropout") or 0.0, targets, patterns)
+    _check_shared(model, names, tensors)
+    add_lora(model, *usual, config.get("lora_dropout") or 0.0, names, patterns)
     with torch.no_grad():
         for name, layer in lora_layers(model).items():
             layer.A.copy_(tensors[f"{PREFIX}{name}.lora_A.weight"].T)
             layer.B.copy_(tensors[f"{PREFIX}{name}.lora_B.weight"].T)
     return names
+
+
+def _check_shared(model: Any, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse an adapter that gives layers with one weight several deltas, which no merge can have.
+
+    Raises:
+        ModelError: there are such layers.
+    """
+    first: dict[int, str] = {}
+    for name in names:
+        twin = first.setdefault(id(model.get_submodule(name).weight), name)
+        for end in ("lora_A.weight", "lora_B.weight"):
+            if not torch.equal(tensors[f"{PREFIX}{name}.{end}"], tensors[f"{PREFIX}{twin}.{end}"]):
+                raise ModelError(
+                    f"the adapter differs between {twin} and {name}, which share one weight in "
+                    "this model; train it again here"
+                )
 
 
 def saved_delta(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Tensor:

@@ -8,8 +8,11 @@ from torch import nn
 
 from lora.errors import ModelError
 from lora.layer import LoRALinear
+from lora.trial import used_otherwise
 
-Targets = str | Sequence[str]  # names, or one regular expression, or "all-linear"
+Targets = str | Sequence[str]  # names, or one regular expression, or one of these two:
+ALL, AUTO = "all-linear", "auto"
+USUAL = ("q_proj", "v_proj")
 Value = TypeVar("Value")
 
 
@@ -35,7 +38,7 @@ class Patterns(NamedTuple):
 def as_targets(names: Sequence[str]) -> Targets:
     """Read a command line's names: one that is no plain name is a regular expression."""
     (first, *rest) = names
-    if not rest and (first == "all-linear" or not re.fullmatch(r"[\w.]+", first)):
+    if not rest and (first in (AUTO, ALL) or not re.fullmatch(r"[\w.]+", first)):
         return first
     return list(names)
 
@@ -45,7 +48,9 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
 
     A list matches whole names or their last parts (`v_proj`, `layers.0.self_attn.v_proj`); a
     string is a regular expression for whole names; `all-linear` is every linear layer but the
-    output head.
+    output head; `auto` is q_proj and v_proj or, where a model has no such layers, all those of its
+    attention or of what it has in its place. The latter two leave out layers that the model does
+    not just call.
 
     Raises:
         ModelError: a target matches nothing, or a module that cannot have an adapter.
@@ -53,11 +58,12 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
     if any(isinstance(m, LoRALinear) for m in model.modules()):
         raise ModelError("the model already has LoRA layers; merge them before adding others")
     modules = dict(model.named_modules())
-    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
-    head = find_head()
+    head = head_of(model)
     linear = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m is not head]
-    if targets == "all-linear":
-        matches = {"all-linear": set(linear)}
+    if targets == ALL:
+        matches = {ALL: set(linear)}
+    elif targets == AUTO:
+        matches = {AUTO: _attention(modules, linear)}
     elif isinstance(targets, str):
         try:
             matches = {targets: {n for n in modules if re.fullmatch(targets, n)}}
@@ -68,11 +74,9 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
     else:
         matches = {t: {n for n in modules if n == t or n.endswith(f".{t}")} for t in targets}
     for target, names in matches.items():
-        if not names and targets != "all-linear":
-            ends = sorted({n.rpartition(".")[2] for n in linear})
+        if not names:
             raise ModelError(
-                f"--target-modules {target!r} matches no module; linear layers here end in "
-                f"{', '.join(ends) or 'nothing: there are none'}"
+                f"--target-modules {target!r} matches no module; {_what_there_is(modules, linear)}"
             )
     found = set[str]().union(*matches.values())
     for name in found:
@@ -87,7 +91,90 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
                 f"--target-modules reaches {name}, a {type(module).__name__}; LoRA here wraps "
                 "nn.Linear layers, not embeddings or whole blocks"
             )
-    return [n for n in modules if n in found]
+    otherwise = used_otherwise(model, found)
+    if otherwise and targets not in (ALL, AUTO):
+        name, how = next(iter(otherwise.items()))
+        raise ModelError(
+            f"--target-modules reaches {name}, where an adapter would be passed by: {how}; leave "
+            "it out"
+        )
+    return [n for n in modules if n in found and n not in otherwise]
+
+
+def short_names(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return the last parts of some modules' names; the whole names where others end like them."""
+    ends = {name.rpartition(".")[2] for name in names}
+    others = {name for name, _ in model.named_modules()} - set(names)
+    return sorted(names if any(n.rpartition(".")[2] in ends for n in others) else ends)
+
+
+def head_of(model: Any) -> Any:
+    """Return a language model's output head, None of any other module."""
+    return getattr(model, "get_output_embeddings", lambda: None)()
+
+
+def _attention(modules: Mapping[str, nn.Module], linear: Sequence[str]) -> set[str]:
+    """Return q_proj and v_proj, if there are both, or all linear layers of what mixes tokens."""
+    usual = {end: {n for n in linear if n.endswith(f".{end}")} for end in USUAL}
+    if all(usual.values()):
+        return set[str]().union(*usual.values())
+    mixing = [n for n, m in modules.items() if re.search("Attention|Mixer", type(m).__name__)]
+    return {n for n in linear if any(n.startswith(f"{mixer}.") for mixer in mixing)}
+
+
+def _what_there_is(modules: Mapping[str, nn.Module], linear: Sequence[str]) -> str:
+    """Say which targets a model has, or why it has none."""
+    if not linear:
+        holders = {type(m).__name__ for m in modules.values() if _holds_matrices(m)}
+        return (
+            "this model has no nn.Linear layers, which LoRA here wraps; its weights are in "
+            f"{', '.join(sorted(holders)) or 'nothing'}, so choose another model"
+        )
+    ends, own = (
+        ", ".join(sorted({n.rpartition(".")[2] for n in names}))
+        for names in (linear, _attention(modules, linear))
+    )
+    return f"linear layers here end in {ends}" + (f", of which auto takes {own}" if own else "")
+
+
+def left_out(model: nn.Module) -> list[str]:
+    """Return the matrices that have no adapter beside those that have one, `*` for any number.
+
+    They are those of layers that the model does not just call, of routers, of experts in one piece.
+    """
+    bases = {id(m.base) for m in model.modules() if isinstance(m, LoRALinear)}
+    bases |= {id(head_of(model))}
+    return list(dict.fromkeys(
+        re.sub(r"\.\d+\.", ".*.", f"{name}.{own}")
+        for name, module in model.named_modules()
+        if id(module) not in bases and _holds_matrices(module)
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() > 1
+    ))  # fmt: skip
+
+
+def _holds_matrices(module: nn.Module) -> bool:
+    """Tell whether a module has matrices, and is no embedding, convolution or adapter."""
+    usual = isinstance(module, nn.Embedding | nn.Conv1d | nn.Conv2d | LoRALinear)
+    return not usual and any(p.dim() > 1 for p in module.parameters(recurse=False))
+
+
+def check_ranks(layers: Mapping[str, nn.Linear], ranks: Mapping[str, int]) -> None:
+    """Refuse ranks above the smaller side of their layer, and name the pattern that would help.
+
+    Raises:
+        ModelError: some layers are too small.
+    """
+    largest = {n: min(layer.in_features, layer.out_features) for n, layer in layers.items()}
+    small = [n for n in layers if ranks[n] > largest[n]]
+    if small:
+        first = layers[small[0]]
+        patterns = {f"{n.rpartition('.')[2]}={largest[n]}" for n in small}
+        raise ModelError(
+            f"rank {ranks[small[0]]} does not fit a {first.in_features} x {first.out_features} "
+            f"layer; choose 1 to {min(largest.values())}, or for {small[0]} and its like "
+            f"--rank-pattern {' '.join(sorted(patterns))}"
+        )
 
 
 def by_pattern(name: str, patterns: Mapping[str, Value] | None, default: Value) -> Value:

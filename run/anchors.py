@@ -32,7 +32,10 @@ class Anchors:
 
     def __init__(self, sampling: dpo.Sampling) -> None:
         self.sampling = sampling
-        self.state: dict[str, Any] = {"steps": 0, "fingerprint": ""}  # so many steps, and the anchors in them
+        self.state: dict[str, Any] = {
+            "steps": 0,
+            "fingerprint": "",
+        }  # so many steps, and the anchors in them
         self._before = self.state  # of the run before it was interrupted, which had fewer steps
 
     def draw(

@@ -80,7 +80,9 @@ class Config:
     alpha: float = flag(16.0, "the delta is scaled by alpha / r", "above 0")
     dropout: float = flag(0.05, "on the LoRA path", "0 or more and below 1")
     target_modules: tuple[str, ...] = flag(
-        ("q_proj", "v_proj"), "names of the layers to patch", "at least one name"
+        ("auto",),
+        "names of the layers to patch; auto: q_proj and v_proj, or the model's own attention's",
+        "at least one name",
     )
     rslora: bool = flag(False, "scale the delta by alpha / sqrt(r) instead")
     rank_pattern: tuple[str, ...] = flag((), "NAME=RANK for layers that differ")

@@ -55,6 +55,7 @@ def command(argv: list[str]) -> None:
     check = dpo.check_sharing(model, prepared.check_questions, prepared.largest_id, base.layers)
     if adapter:
         lora.load_adapter(model, adapter)
+        print(inputs.of_other_base(adapter, config.model), end="")
         model.eval()
     scorer = dpo.Scorer(model, check.way, watch=watch_answers)
     with lora.adapters_disabled(model):

@@ -135,17 +135,42 @@ def place_of(config: Config) -> tuple[torch.device, torch.dtype]:
     return device, lora.choose_dtype(config.dtype, device)
 
 
-def add_adapters(config: Config, model: Any) -> None:
-    """Give the model its LoRA layers: --adapter's with their own settings, or newly drawn ones."""
+def add_adapters(config: Config, model: Any) -> Config:
+    """Give the model its LoRA layers: --adapter's with their own settings, or newly drawn ones.
+
+    Return the settings with the names that `--target-modules auto` became.
+    """
     torch.manual_seed(config.seed)
+    aloud = model.device.type != "meta"  # the plan's model says nothing
     if config.adapter:
         lora.load_adapter(model, config.adapter)
-        return
+        if aloud:
+            print(of_other_base(config.adapter, config.model), end="", flush=True)
+        return config
     patterns = lora.Patterns(
         config.patterns("rank_pattern", int), config.patterns("alpha_pattern", float), config.rslora
     )
     targets = lora.as_targets(config.target_modules)
-    lora.add_lora(model, config.rank, config.alpha, config.dropout, targets, patterns)
+    names = lora.add_lora(model, config.rank, config.alpha, config.dropout, targets, patterns)
+    if targets == "auto":
+        config = replace(config, target_modules=tuple(lora.short_names(model, names)))
+    if targets == "all-linear" and aloud and (others := lora.left_out(model)):
+        print(f"all-linear: no adapter for {', '.join(others)}; the model reads them itself")
+    return config
+
+
+def of_other_base(adapter: str | Path, model: str) -> str:
+    """Return a line that says so, if an adapter names another base than this model; else "".
+
+    Bases of the same shapes are not told apart by its tensors. A folder whose name is that of the
+    Hub's model is taken for a copy of it.
+    """
+    named, *_ = lora.read_adapter(Path(adapter))
+    made_for = str(named.get("base_model_name_or_path") or model)
+    ids = (lora.BUILTIN_HUB_ID if name == "builtin" else name for name in (made_for, model))
+    if len({Path(id).resolve().name for id in ids}) == 1:
+        return ""
+    return f"Note: the adapter {adapter} was made for {made_for}, and this base is {model}.\n"
 
 
 class FinishedRun(NamedTuple):

@@ -7,10 +7,11 @@ from typing import get_args
 import pytest
 import torch
 from conftest import ARCHITECTURES, WINDOW, randomise, relative_error, small_model
+from families import HYBRID, MIXTURES, family_model
 
 from data.trees import TreeBatch, Way, build_trie, collate, question_tries
 from dpo import answer_logps, edge_logps
-from lora import add_lora
+from lora import add_lora, layers_as_asked
 from lora.adapter import adapter_parameters
 
 # Prompt and answers of a question that branch early, late and not at all; longer than the window.
@@ -222,3 +223,25 @@ def test_edges_are_tokens_and_answers_are_their_sums():
     first = batch.path_edges[batch.path_answers == 0]
     assert float(edges[first].sum()) == pytest.approx(float(answers[0]), rel=1e-6)
     assert len(edges) == 4  # 7 is scored once for both answers
+
+
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
+@pytest.mark.parametrize("family, way", [
+    *((family, "logits") for family in HYBRID | MIXTURES),
+    *((family, "rows") for family in HYBRID if family != "falcon_h1"),  # whose head has a factor
+])  # fmt: skip
+def test_plain_rows_of_every_family_give_what_its_own_forward_gives_each_text(
+    family, way, checkpointing
+):
+    """Also with all that makes layers fast to train through."""
+    model = family_model(family)
+    add_lora(model, rank=2, alpha=4, target_modules="auto")
+    randomise(model, scale=0.1)
+    oracle = torch.stack([plain_logp(model, PROMPT, answer) for answer in ANSWERS])
+    expected, expected_gradients = scores_and_gradients(model, oracle)
+    rows = collate(question_tries(PROMPT, ANSWERS, way), way)
+    with layers_as_asked(model, "off", checkpointing, 1):
+        scores, gradients = scores_and_gradients(model, answer_logps(model, rows))
+    torch.testing.assert_close(scores, expected, rtol=1e-6, atol=1e-4)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        assert relative_error(gradient, wanted) < 1e-4

@@ -4,13 +4,14 @@ import pytest
 import torch
 import transformers
 from conftest import ARCHITECTURES, small_model
+from families import ROTARY, length_dependent
 from test_dpo_logps import ANSWERS, OTHER, PROMPT
 
 from data import DataError, EncodedQuestion
 from dpo import NumericError, logps
 from dpo import check_sharing as check_whole
 from dpo.excerpt import excerpt, renumbered
-from lora import decoder_layers
+from lora import decoder_layers, rotary_by_rows
 
 QUESTIONS = [
     EncodedQuestion(PROMPT, ANSWERS[0], tuple(ANSWERS[1:])),
@@ -188,10 +189,71 @@ def windowed(forward, config, window):
     return run
 
 
-def test_scores_that_are_not_numbers_stop_the_run():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_named_and_no_dtype_is_advised(value):
     model = small_model()
-    model.model.layers[0].self_attn.q_proj.weight.data[:] = torch.nan
-    with pytest.raises(NumericError, match="not finite in torch.float32"):
+    model.model.layers[0].self_attn.q_proj.weight.data[3, 1] = value
+    with pytest.raises(
+        NumericError, match=r"in 1 of .*model\.layers\.0\.self_attn\.q_proj"
+    ) as error:
+        check_sharing(model, QUESTIONS)
+    assert "--dtype" not in str(error.value)
+
+
+def test_scores_that_overflow_in_float32_do_not_advise_float32():
+    model = small_model()
+    model.lm_head.weight.data[:] = 3e38
+    with pytest.raises(NumericError, match="not finite in torch.float32; choose another --model"):
+        check_sharing(model, QUESTIONS)
+
+
+LONG = EncodedQuestion(PROMPT, tuple(range(30, 60)), ((70, 2),))
+
+
+@pytest.mark.parametrize("questions", [QUESTIONS, [LONG, *QUESTIONS]], ids=["short", "long"])
+@pytest.mark.parametrize("kind", ROTARY)
+def test_tries_do_not_suit_a_model_whose_rotary_frequencies_depend_on_a_length_that_comes(
+    kind, questions
+):
+    model = length_dependent(kind, window=24)
+    rotary_by_rows(model)
+    assert check_sharing(model, questions).way == "rows"
+    far = length_dependent(kind, window=2000)  # no text comes near
+    rotary_by_rows(far)
+    assert check_sharing(far, questions).way == "tries"
+
+
+def test_a_position_that_is_not_in_a_models_table_is_never_asked_for():
+    """A GPU stops for good there."""
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40}
+    config = transformers.GPT2Config(vocab_size=97, attn_implementation="eager", **size)
+    model, asked = transformers.AutoModelForCausalLM.from_config(config).eval(), []
+    model.transformer.wpe.register_forward_hook(lambda _, given, out: asked.append(given[0].max()))
+    assert check_sharing(model, QUESTIONS).way == "tries"
+    assert max(asked) < 40
+
+
+def test_a_model_that_scores_a_row_otherwise_beside_others_is_refused():
+    """Unmended rotary frequencies do, and experts that have room for so many tokens."""
+    with pytest.raises(DataError, match="depends on what else is in its batch"):
+        check_sharing(length_dependent("longrope", window=24), [LONG, *QUESTIONS])
+    model = small_model()
+    mlp = model.model.layers[0].mlp
+    honest = mlp.forward
+    mlp.forward = lambda x: honest(x) * (x.flatten(0, -2).shape[0] <= 24)
+    with pytest.raises(DataError, match="depends on what else is in its batch"):
+        check_sharing(model, QUESTIONS)
+
+
+@pytest.mark.parametrize("raised", [KeyError("full_attention"), RuntimeError("shapes differ")])
+def test_a_model_whose_own_forward_fails_is_refused(raised):
+    model = small_model()
+
+    def forward(**inputs):
+        raise raised
+
+    model.forward = forward
+    with pytest.raises(DataError, match="own forward fails .*(full_attention|shapes differ)"):
         check_sharing(model, QUESTIONS)
 
 

@@ -174,6 +174,61 @@ def test_a_norm_without_a_gain_is_left_as_it_is():
     assert gain_of(WithoutGain()) is None
 
 
+class GatedRMSNorm(LlamaRMSNorm):
+    """As Mamba 2 has: the gate is optional, and a trial without one succeeds."""
+
+    def forward(self, x, gate=None):
+        return super().forward(x if gate is None else x * gate.sigmoid())
+
+
+class NeedsGateRMSNorm(LlamaRMSNorm):
+    """As Qwen3-Next has: a trial without the gate fails."""
+
+    def forward(self, x, gate):
+        return super().forward(x) * gate.sigmoid()
+
+
+class WeightlessRMSNorm(WithoutGain, nn.Module):
+    """As Falcon-Mamba has: a weight of ones that it does not read, of another width than x."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+
+class HasNoOpinionRMSNorm(LlamaRMSNorm):
+    """A norm whose trial fails in a way that nobody foresaw."""
+
+    def forward(self, x):
+        raise ZeroDivisionError if x.dim() < 3 else KeyError("full_attention")
+
+
+def test_what_a_model_gives_beside_x_is_left_to_the_norm_itself():
+    model = nn.ModuleList([GatedRMSNorm(8), NeedsGateRMSNorm(8), HasNoOpinionRMSNorm(8)])
+    x, gate = torch.randn(2, 8), torch.randn(2, 8)
+    expected = [norm(x, gate) for norm in model[:2]] + [model[0](x, gate=gate), model[0](x)]
+    with norms_by_hand(model) as taken:
+        assert taken == 1  # the first, where it is called with x alone
+        found = [norm(x, gate) for norm in model[:2]] + [model[0](x, gate=gate), model[0](x)]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("width", [2, 16])
+def test_an_x_of_another_width_than_the_trials_is_left_to_the_norm_itself(width):
+    norm, x = WeightlessRMSNorm(8), torch.randn(3, width)
+    expected = norm(x)
+    with norms_by_hand(norm) as taken:
+        assert taken == 1
+        assert torch.equal(norm(x), expected)
+
+
+def test_on_the_meta_device_a_norm_that_wants_a_gate_is_left_as_it_is():
+    model = nn.ModuleList([NeedsGateRMSNorm(8), LlamaRMSNorm(8)]).to("meta")
+    with norms_by_hand(model) as taken:
+        assert taken == 1
+
+
 def test_compiled_layers_keep_their_norms(monkeypatch):
     model = small_model("gemma3")
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")

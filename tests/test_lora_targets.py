@@ -1,10 +1,27 @@
 """Which layers get an adapter, and which have a rank or an alpha of their own."""
 
 import pytest
-from conftest import small_model
+import torch
+import transformers
+from conftest import SMALL, randomise, small_model
+from families import drawn, family_model
+from torch import nn
 
-from lora import Patterns, add_lora, lora_layers
+from lora import (
+    ModelError,
+    Patterns,
+    adapter_parameters,
+    add_lora,
+    left_out,
+    load_adapter,
+    lora_layers,
+    merge_lora,
+    remove_lora,
+    save_adapter,
+    short_names,
+)
 from lora.targets import as_targets, by_pattern, match_targets
+from lora.trial import used_otherwise
 
 
 def test_targets_by_name_by_regular_expression_and_all_linear():
@@ -56,3 +73,134 @@ def test_rslora_multiplies_a_layers_own_alpha_by_the_root_of_its_own_rank():
     assert patterns.of("layers.0.v_proj", 4, 6.0) == (9, 18.0)
     assert patterns.of("layers.0.q_proj", 4, 6.0) == (4, 10.0)
     assert patterns.of("layers.0.o_proj", 4, 6.0) == (4, 12.0)
+
+
+def ends(names):
+    return {name.rpartition(".")[2] for name in names}
+
+
+def phi3():
+    return drawn(transformers.Phi3Config(**SMALL), 0.3)
+
+
+@pytest.mark.parametrize(
+    "model, expected",
+    [
+        (lambda: small_model("llama"), {"q_proj", "v_proj"}),
+        (lambda: family_model("qwen3_next"), {"q_proj", "v_proj"}),  # in its full attention alone
+        (phi3, {"qkv_proj", "o_proj"}),
+        (lambda: family_model("mamba2"), {"in_proj", "out_proj"}),
+        (lambda: family_model("falcon_mamba"), {"in_proj", "x_proj", "out_proj"}),
+        (
+            lambda: family_model("deepseek_v3"),
+            {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"},
+        ),
+    ],
+    ids=["llama", "qwen3_next", "phi3", "mamba2", "falcon_mamba", "deepseek_v3"],
+)
+def test_auto_takes_q_and_v_or_what_the_family_has_for_attention(model, expected):
+    model = model()
+    names = add_lora(model, 2, 4, target_modules=as_targets(["auto"]))
+    assert ends(names) == set(short_names(model, names)) == expected
+
+
+def test_targets_that_a_family_does_not_have_name_those_that_it_has():
+    with pytest.raises(ModelError, match=r"'q_proj' matches .*, of which auto takes o_proj, qkv_p"):
+        match_targets(phi3(), ["q_proj", "v_proj"])
+    with pytest.raises(ModelError, match=r"of which auto takes in_proj, out_proj$"):
+        match_targets(family_model("mamba2"), ["query_key_value"])
+
+
+@pytest.mark.parametrize("targets", ["auto", "all-linear"])
+def test_targets_that_match_no_layer_are_an_error_of_their_name(targets):
+    size = {"n_embd": 32, "n_layer": 1, "n_head": 4, "vocab_size": 97}
+    gpt2 = transformers.AutoModelForCausalLM.from_config(transformers.GPT2Config(**size))
+    with pytest.raises(ModelError, match=f"'{targets}' matches no module.* are in Conv1D"):
+        match_targets(gpt2, targets)
+    with pytest.raises(ModelError, match=f"'{targets}' matches no module.* are in nothing"):
+        match_targets(nn.Sequential(nn.Embedding(4, 4)), targets)
+
+
+def test_a_layer_that_the_model_reads_itself_is_refused_by_name_and_left_out_of_all_linear():
+    model = family_model("falcon_mamba")
+    with pytest.raises(ModelError, match=r"layers\.0\.mixer\.dt_proj.*reads its (weight|bias) it"):
+        add_lora(model, 2, 4, target_modules=["in_proj", "dt_proj"])
+    assert not lora_layers(model)
+    assert "dt_proj" not in ends(add_lora(model, 2, 4, target_modules="all-linear"))
+    itself = ["backbone.layers.*.mixer.A_log", "backbone.layers.*.mixer.dt_proj.weight"]
+    assert left_out(model) == itself
+    router = family_model("llama4")
+    with pytest.raises(ModelError, match=r"feed_forward\.router.*returns a tuple"):
+        add_lora(router, 2, 4, target_modules=r".*router")
+
+
+class Reader(nn.Module):
+    """Calls one layer, multiplies by another's weight, and asks a third for its size."""
+
+    device = "cpu"
+
+    def __init__(self):
+        super().__init__()
+        self.called, self.read, self.asked = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, input_ids):
+        x = torch.ones(1, 4)
+        return self.asked(self.called(x) @ self.read.weight)[:, : self.asked.out_features]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_model_does_with_its_layers_is_seen_in_a_trial_that_leaves_it_as_it_was(fails):
+    model = Reader()
+    before = list(model.modules())
+    if fails:
+        model.called.forward = lambda x: 1 / 0
+    found = used_otherwise(model, ["called", "read", "asked"])
+    assert list(model.modules()) == before
+    itself = "the model reads its {} itself"
+    reads = {"read": itself.format("weight"), "asked": itself.format("out_features")}
+    assert found == ({} if fails else reads)
+
+
+def test_layers_too_small_for_the_rank_are_named_with_the_patterns_that_would_help():
+    model = family_model("qwen3_next")
+    with pytest.raises(ModelError, match="rank 2 .* 32 x 1 layer.*shared_expert_gate=1"):
+        add_lora(model, 2, 4, target_modules="all-linear")
+    assert not lora_layers(model)
+    with pytest.raises(ModelError, match=r"--rank-pattern in_proj_ba=8 shared_expert_gate=1$"):
+        add_lora(model, 9, 4, target_modules=["in_proj_ba", "shared_expert_gate", "q_proj"])
+    patterns = Patterns({"shared_expert_gate": 1})
+    assert "shared_expert_gate" in ends(add_lora(model, 2, 4, 0.0, "all-linear", patterns))
+
+
+def test_layers_that_share_a_weight_share_its_adapter(tmp_path):
+    """Zamba 2 has one attention block at several depths."""
+    model = family_model("zamba2")
+    ids = torch.arange(3, 20)[None]
+    before = model(ids).logits
+    names = add_lora(model, 2, 4)
+    assert len(names) == 4 and len(set(lora_layers(model).values())) == 2
+    assert len(adapter_parameters(model)) == 4
+    randomise(model)
+    save_adapter(model, tmp_path / "adapter", "base")
+    policy = model(ids).logits
+    assert not torch.allclose(policy, before)
+    other = family_model("zamba2")
+    assert load_adapter(other, tmp_path / "adapter") == names
+    assert torch.equal(other(ids).logits, policy)
+    remove_lora(other)
+    assert torch.equal(other(ids).logits, before)
+    merge_lora(model).save_pretrained(tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(merged(ids).logits, policy, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_that_gives_one_weight_two_deltas_is_refused(tmp_path):
+    model = family_model("zamba2", tie_word_embeddings=False)
+    for name in ("q_proj", "v_proj"):  # as in a model that ties nothing
+        layer = model.model.layers[2].shared_transformer.self_attn.get_submodule(name)
+        layer.weight = nn.Parameter(layer.weight.clone())
+    add_lora(model, 2, 4)
+    randomise(model)
+    save_adapter(model, tmp_path, "base")
+    with pytest.raises(ModelError, match="share one weight"):
+        load_adapter(family_model("zamba2"), tmp_path)

@@ -154,5 +154,5 @@ def is_as_above(module: Any) -> bool:
     try:
         expected = eager(module, *given, dropout=0.0, **how)[0]
         return torch.allclose(by_hand(module, *given, **how)[0], expected, atol=1e-5)
-    except (AttributeError, RuntimeError, TypeError):
+    except Exception:  # whatever it is, the module has more to it
         return False

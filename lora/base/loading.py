@@ -16,6 +16,7 @@ from torch import nn
 from lora.base.folders import FILES, folder_of
 from lora.base.layers import decoder_layers
 from lora.base.quantise import Quantise, keep_layout, quantisation_config
+from lora.base.rotary import rotary_by_rows
 from lora.errors import ModelError
 
 HEADLINE = "google/gemma-2-9b"
@@ -132,6 +133,7 @@ def load_base(
     if "device_map" not in more:
         model = model.to(device)
     keep_layout(model)
+    rotary_by_rows(model)
     model.eval().requires_grad_(False)
     return Base(model, str(folder) if local else name, revision, folder)
 

@@ -6,7 +6,7 @@ Zhang and Sennrich 2019, arXiv 1910.07467. Autograd takes a norm apart into some
 on float32 copies of x, and keeps two of them; Gemma 3 270M has 109 norms in a step.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -59,20 +59,27 @@ def gradient(dy: Tensor, n: Tensor, rho: Tensor, g: Tensor) -> Tensor:
 def norms_by_hand(model: nn.Module, on: bool = True) -> Iterator[int]:
     """Within the block the model's RMS norms are computed as above, if `on`; yield how many are.
 
-    How a module multiplies is found by trial: one whose values are not bit for bit those of a form
-    above is left as it is, and so are those whose weights are split among processes.
+    How a module multiplies is found by trial: one that cannot be called with x alone, or whose
+    values are not bit for bit those of a form above, is left as it is, and so are those whose
+    weights are split among processes. Where the model calls a norm otherwise than in the trial,
+    with a gate beside x or an x of another width, the norm's own forward computes it.
     """
     norms: Iterable[Any] = (m for m in model.modules() if on and "RMSNorm" in type(m).__name__)
     taken = []
     for norm in norms:
         if "forward" not in vars(norm) and (gain := gain_of(norm)):
-            norm.forward = partial(_by_hand, gain=gain)  # an instance's goes before its class's
+            norm.forward = partial(_called, norm.forward, gain)  # goes before its class's
             taken.append(norm)
     try:
         yield len(taken)
     finally:
         for norm in taken:
             vars(norm).pop("forward", None)
+
+
+def _called(own: Callable[..., Tensor], gain: Gain, *given: Any, **named: Any) -> Tensor:
+    as_tried = len(given) == 1 and not named and given[0].shape[-1] == gain.g.numel()
+    return _by_hand(given[0], gain) if as_tried else own(*given, **named)
 
 
 def _by_hand(x: Tensor, gain: Gain) -> Tensor:
@@ -92,9 +99,12 @@ def gain_of(norm: Any) -> Gain | None:
         Gain(weight, eps, True),
         Gain(weight.float(), eps, False),
     ]
-    if weight.is_meta:  # of which the plan asks the bytes alone
-        return forms[0]
     steps = torch.arange(2 * weight.numel(), device=weight.device, dtype=torch.float32)
     probe = (3 * torch.sin(steps)).view(2, -1).to(weight.dtype)  # (2, H)
-    expected = norm(probe)
-    return next((form for form in forms if torch.equal(_by_hand(probe, form), expected)), None)
+    try:
+        expected = norm(probe)
+        if weight.is_meta:  # of which the plan asks the bytes alone
+            return forms[0]
+        return next((form for form in forms if torch.equal(_by_hand(probe, form), expected)), None)
+    except Exception:  # whatever it is, the norm is no norm of x alone
+        return None

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from lora.base.fingerprint import base_hash
 from lora.base.layers import decoder_layers
 from lora.base.loading import Base
+from lora.base.rotary import rotary_by_rows
 
 Shard = Literal["auto", "on", "off"]
 
@@ -53,6 +54,7 @@ def load_sharded(load: Callable[[], Base], skeleton: Any, device: torch.device) 
     base, model.generation_config, buffers = beside[0]
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
+    rotary_by_rows(model)
     return cast(Base, base._replace(model=model.eval().requires_grad_(False)))
 
 
