@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import regex
 from torch import nn
 
 from lora.errors import ModelError
@@ -11,6 +12,7 @@ from lora.layer import LoRALinear
 
 Targets = str | Sequence[str]  # names, or one regular expression, or "all-linear"
 Value = TypeVar("Value")
+SECONDS = 0.05  # of computing that one match may take, where microseconds are usual
 
 
 class Patterns(NamedTuple):
@@ -48,7 +50,7 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
     output head.
 
     Raises:
-        ModelError: a target matches nothing, or a module that cannot have an adapter.
+        ModelError: a target matches nothing, a module that cannot have an adapter, or never ends.
     """
     if any(isinstance(m, LoRALinear) for m in model.modules()):
         raise ModelError("the model already has LoRA layers; merge them before adding others")
@@ -59,12 +61,7 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
     if targets == "all-linear":
         matches = {"all-linear": set(linear)}
     elif isinstance(targets, str):
-        try:
-            matches = {targets: {n for n in modules if re.fullmatch(targets, n)}}
-        except re.error as error:
-            raise ModelError(
-                f"--target-modules {targets!r} is no regular expression: {error}"
-            ) from None
+        matches = {targets: {n for n in modules if _matches(targets, n)}}
     else:
         matches = {t: {n for n in modules if n == t or n.endswith(f".{t}")} for t in targets}
     for target, names in matches.items():
@@ -93,6 +90,21 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
 def by_pattern(name: str, patterns: Mapping[str, Value] | None, default: Value) -> Value:
     """Return the value of the first pattern that matches the last parts of `name`."""
     for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+        if _matches(rf"(.*\.)?({pattern})", name, shown=pattern):
             return value
     return default
+
+
+def _matches(pattern: str, name: str, shown: str = "") -> bool:
+    """Tell whether a regular expression, which may be a stranger's, matches a whole name.
+
+    Raises:
+        ModelError: it is none, or tries so many ways that it would never end.
+    """
+    try:
+        return bool(regex.fullmatch(pattern, name, timeout=SECONDS))
+    except (regex.error, RecursionError, MemoryError, OverflowError) as error:
+        said = f"is no regular expression: {error}"
+    except TimeoutError:
+        said = f"takes too long on {name}; write it without a repetition within a repetition"
+    raise ModelError(f"the pattern {shown or pattern!r} of layers {said}")

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -19,7 +20,7 @@ from platformdirs import user_cache_path
 
 from data import split_share
 from dpo import curves_figure
-from lora.files import PART, whole, write_text
+from lora.files import FULL, PART, whole, write_text
 from run.errors import UsageError
 
 
@@ -37,6 +38,7 @@ def claimed(
             in use by another run.
     """
     folder = Path(name or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}")
+    check_name(folder, flag)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{flag} {folder} is a file; name a folder")
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
@@ -65,11 +67,35 @@ def claimed(
         os.close(handle)
 
 
+def check_name(folder: Path, flag: str) -> None:
+    """Refuse to write where libraries in Rust could not: they take names of UTF-8 alone.
+
+    Raises:
+        UsageError: the whole path of the folder has other bytes.
+    """
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{flag} {folder}: its path is no UTF-8; name another folder") from None
+
+
 def others_may_not_read(*sources: str | None) -> bool:
     """Tell whether one of these files or folders, if local, is closed to other users."""
     named = (split_share(source)[0] for source in sources if source)
     paths = [Path(os.path.expanduser(name)) for name in named]
     return any(path.exists() and not path.stat().st_mode & 0o004 for path in paths)
+
+
+def write_refused(error: OSError) -> str:
+    """Say which file the system refused, why, and of a full disk how much room there is."""
+    said = f"{error.filename or 'a file'} cannot be written or read: {error.strerror or error}"
+    if error.errno == errno.EFBIG:
+        return f"{said}; `ulimit -f` says how large a file may be"
+    if error.errno not in FULL:
+        return said
+    path = Path(os.path.abspath(error.filename or "."))
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    return f"{said}; {shutil.disk_usage(there).free / 2**20:,.1f} MiB are free in {there}"
 
 
 def cache_folder(name: str) -> Path:

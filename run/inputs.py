@@ -25,13 +25,22 @@ def prepare_libraries() -> None:
     """Keep the libraries from talking between our lines, and let those of the Hub find the token.
 
     It is HF_TOKEN or ACCESS_TOKEN, in the environment or else in `.env`.
+
+    Raises:
+        UsageError: `.env` cannot be read, or the token is none.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    file = dotenv_values(".env")
-    names = ("HF_TOKEN", "ACCESS_TOKEN")
-    token = next(filter(None, [*map(os.environ.get, names), *map(file.get, names)]), None)
-    if token:
+    names, file = ("HF_TOKEN", "ACCESS_TOKEN"), Path(".env")
+    found = [os.environ.get(name) for name in names]
+    if not any(found) and file.exists():
+        with lora.reading(
+            ".env cannot be read; move it away, or set HF_TOKEN in the environment", UsageError
+        ):
+            if not file.is_file():  # a pipe, where nobody may ever write
+                raise UsageError(".env is no plain file; set HF_TOKEN in the environment instead")
+            found = [*map(dotenv_values(file).get, names)]
+    if token := next(filter(None, found), None):
         os.environ["HF_TOKEN"] = token
 
 

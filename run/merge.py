@@ -15,6 +15,7 @@ from run.commands import parser
 from run.config import parse
 from run.console import watch_answers
 from run.errors import UsageError
+from run.folder import check_name
 
 PROMPTS = (
     "Question: What is the capital of France?\nAnswer: Paris is the capital of France.",
@@ -38,6 +39,7 @@ def command(argv: list[str]) -> None:
     args = arguments.parse_args(argv)
     inputs.prepare_libraries()
     output = Path(args.output)
+    check_name(output, "--output")
     if output.exists():
         raise UsageError(f"--output {output} exists; name another or remove it first")
     folder = Path(args.adapter)

@@ -23,7 +23,7 @@ from run.checkpoint import AdapterPart, Checkpoint, Part
 from run.commands import Stop
 from run.config import Config
 from run.console import Progress, watch_answers
-from run.errors import Stopped
+from run.errors import Stopped, UsageError
 from run.folder import draw_curves, metrics_log
 from run.measuring import Clock
 from run.plan import Plan
@@ -134,13 +134,14 @@ class Training:
         """Go on from a checkpoint, if there is one, with the optimizer too.
 
         Raises:
-            UsageError: it is of a different run.
+            UsageError: it is of a different run, or what it holds is not what a part saved.
         """
         self.parts["optimizer"] = optimizer
         if resumed:
             checkpoint.check_same_run(resumed, self.job.config, self.hashes)
-            for name, part in self.parts.items():
-                part.load_state_dict(resumed.parts[name])
+            with lora.reading(f"the checkpoint {resumed.path} cannot be used", UsageError):
+                for name, part in self.parts.items():
+                    part.load_state_dict(resumed.parts[name])
             self.budget.tokens = self.counts.budget
             where = f"step {resumed.step} of {self.steps.total}"
             print(f"Going on from {resumed.path}: {where}.", flush=True)

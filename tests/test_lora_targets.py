@@ -1,9 +1,12 @@
 """Which layers get an adapter, and which have a rank or an alpha of their own."""
 
+import contextlib
+import time
+
 import pytest
 from conftest import small_model
 
-from lora import Patterns, add_lora, lora_layers
+from lora import ModelError, Patterns, add_lora, lora_layers
 from lora.targets import as_targets, by_pattern, match_targets
 
 
@@ -56,3 +59,24 @@ def test_rslora_multiplies_a_layers_own_alpha_by_the_root_of_its_own_rank():
     assert patterns.of("layers.0.v_proj", 4, 6.0) == (9, 18.0)
     assert patterns.of("layers.0.q_proj", 4, 6.0) == (4, 10.0)
     assert patterns.of("layers.0.o_proj", 4, 6.0) == (4, 12.0)
+
+
+@pytest.mark.parametrize(
+    "pattern, said",
+    [
+        (r"((\w|\.|_|[a-z])*)*[A-Z]", "takes too long"),
+        (r"(([a-z0-9_.])*|(\w|\.)*)*[!?]", "matches no module"),
+        (r"(\w+\.?)+!", "matches no module"),
+        (r"(.*.*.*.*.*.*)*[xyz]{3}", "matches no module"),
+        ("(" * 400 + "a", "is no regular expression"),
+    ],
+)
+def test_a_pattern_that_never_ends_or_is_none_is_refused_at_once(pattern, said):
+    """Python's own `re` would take years over the first four."""
+    begun = time.monotonic()
+    with pytest.raises(ModelError, match=said):
+        match_targets(small_model(), pattern)
+    with contextlib.suppress(ModelError):  # one that matches nothing is none of a layer's
+        name = "model.layers.0.self_attn.q_proj_and_a_longer_name"
+        assert Patterns({pattern: 4}).of(name, 8, 16.0) == (8, 16.0)
+    assert time.monotonic() - begun < 5
