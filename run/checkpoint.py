@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import IO, Any, NamedTuple, Protocol
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -83,7 +83,7 @@ class AdapterPart:
         lora.restore_adapter(self.model, list(state.values()))
 
 
-def save(run: Path, point: Checkpoint, keep: int, log: TextIO) -> None:
+def save(run: Path, point: Checkpoint, keep: int, log: IO[Any]) -> None:
     """Write a checkpoint of the run behind its log, and remove all but the newest `keep`.
 
     Raises:

@@ -10,17 +10,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from platformdirs import user_cache_path
 
 from data import split_share
 from dpo import curves_figure
-from lora.files import FULL, PART, whole, write_text
+from lora.files import FULL, PART, whole, write_text, writing
 from run.errors import UsageError
 
 
@@ -115,17 +116,33 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def metrics_log(folder: Path | None, step: int) -> TextIO:
+def metrics_log(folder: Path | None, step: int) -> FileIO:
     """Open the log of a run to go on at `step`: lines from there on are of a part that was lost.
 
     Without a folder nothing is kept.
     """
     if folder is None:
-        return open(os.devnull, "w", encoding="utf-8")
+        return open(os.devnull, "ab", buffering=0)
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) < step))
-    return path.open("a", buffering=1, encoding="utf-8")  # a reader sees whole lines
+    return path.open("ab", buffering=0)
+
+
+def log_line(log: FileIO, values: Mapping[str, Any]) -> None:
+    """Write a line of the log, whole or not at all: a reader sees no part of one.
+
+    Raises:
+        OSError: the disk is full; it has the log's name.
+    """
+    rest, end = f"{json.dumps(values)}\n".encode(), log.seek(0, os.SEEK_END)
+    with writing(Path(str(log.name))):
+        try:
+            while rest:  # a disk that becomes full takes a part, and then refuses
+                rest = rest[log.write(rest) or 0 :]
+        except BaseException:
+            log.truncate(end)
+            raise
 
 
 def _step_of(line: str) -> float:

@@ -4,7 +4,6 @@ The loop itself stands there. Here is what must survive a kill, as parts with a 
 what happens around a step.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from run.commands import Stop
 from run.config import Config
 from run.console import Progress, watch_answers
 from run.errors import Stopped, UsageError
-from run.folder import draw_curves, metrics_log
+from run.folder import draw_curves, log_line, metrics_log
 from run.measuring import Clock
 from run.plan import Plan
 from run.processes import Generators, World
@@ -232,7 +231,7 @@ class Training:
         if config.eval_every and (done % config.eval_every == 0 or done == total):
             metrics |= self._evaluated(done)
         self.report(step, metrics)
-        self.log.write(json.dumps({"step": step, **metrics}) + "\n")
+        log_line(self.log, {"step": step, **metrics})
         pairs = self.steps.pairs_before(done) - self.steps.pairs_before(step)
         self.bar.advance(pairs, dpo.in_short(metrics), metrics.get("loss"))
         if log.stopped or done % config.save_every == 0 or done == total:

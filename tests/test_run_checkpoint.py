@@ -24,7 +24,7 @@ from run import checkpoint
 from run.commands import Stop
 from run.config import Config, parse
 from run.errors import Stopped, UsageError
-from run.folder import claimed, metrics_log
+from run.folder import claimed, log_line, metrics_log
 
 LAST = Path("adapter") / "adapter_model.safetensors"
 
@@ -381,7 +381,7 @@ def test_the_log_goes_on_where_the_checkpoint_stood(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"ste')
     with metrics_log(tmp_path, 2) as log:
-        log.write('{"step": 2}\n')
+        log_line(log, {"step": 2})
     assert path.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
 
 
