@@ -133,6 +133,11 @@ def load(path: Path) -> Checkpoint:
             raise ValueError(f"{FACTS} has no valid step or settings")
         leaves = facts["parts"] | safetensors.torch.load(content)
         parts = tree_unflatten(leaves.values(), treespec_loads(facts["structure"]))
+        counts = parts.get("counts", {}) | {"the checkpoint's": step}
+        if wrong := [n for n in counts.values() if type(n) is not int or not 0 <= n < 2**63]:
+            raise ValueError(f"{wrong[0]!r:.40} is no count of steps or tokens")
+        if counts.get("step", step) != step:
+            raise ValueError(f"it counts {counts['step']} steps, and calls itself step {step}")
         return Checkpoint(step, parts, facts, path)
     except UNREADABLE as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
