@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -100,15 +101,36 @@ def write_refused(error: OSError) -> str:
 
 
 def cache_folder(name: str) -> Path:
-    """Return a folder that outlives the run, or a temporary one where none can be made."""
+    """Return a folder that outlives the run, or a temporary one where none can be made or trusted.
+
+    What lies there is taken for scores and token ids, so that nobody else may have a hand in it.
+    """
     folder = user_cache_path("trie-dpo") / name
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if os.access(folder, os.W_OK):
-        return folder
+        if not (strange := _in_other_hands(folder)):
+            return folder
+        print(f"The cache {folder} is not used, and a private one is made: {strange}.", flush=True)
     temporary = tempfile.mkdtemp(prefix="trie-dpo-")
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     return Path(temporary)
+
+
+def _in_other_hands(folder: Path) -> str:
+    """Say which of a folder and its files other users own or may write; "" if none.
+
+    What root owns is trusted, and a file's mode is no matter where nobody else reaches it.
+    """
+    closed = not folder.stat().st_mode & 0o077
+    for path in (folder, *folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # another run has just replaced it
+            about = path.lstat()
+            if about.st_uid not in (os.getuid(), 0):
+                return f"{path} belongs to another user; remove it"
+            if about.st_mode & 0o022 and not stat.S_ISLNK(about.st_mode) and not closed:
+                return f"other users may write {path}; remove it"
+    return ""
 
 
 def write_json(path: Path, value: Any) -> None:
