@@ -5,16 +5,19 @@ reasoning before it. What is scored is what the answer says. One that the templa
 out, named and counted.
 """
 
+import datetime
 import itertools
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from data.limits import limited
 from data.question import CHANGED, REWRITTEN, TRIMMED, DataError, Note, Preference, Turn, reason
 from data.text import Rendered, TextSettings
 
+CLOCK = "strftime_now"  # the function that templates ask for today's date
 LONG = 10**7  # letters of a text that a template may write whatever it is given
 
 
@@ -237,6 +240,9 @@ def _no_form(place: str, name: str) -> DataError:
 
 def _apply(tokenizer: Any, turns: list[dict[str, Any]], place: str, **more: Any) -> str:
     try:
+        if day := more.pop(CLOCK, None):
+            template = tokenizer.get_chat_template(None, more.get("tools"))
+            more["chat_template"] = _stopped_clock(day) + template
         text = str(tokenizer.apply_chat_template(turns, tokenize=False, **more))
         if len(text) > LONG and len(text) > LONG + 10 * len(json.dumps(turns)):
             raise ValueError(f"it makes {len(text):,} letters of this")
@@ -248,6 +254,19 @@ def _apply(tokenizer: Any, turns: list[dict[str, Any]], place: str, **more: Any)
             f"{place or 'a conversation of two turns'}: the tokenizer's chat template refuses it "
             f"({reason(error)}); mend it or use --template plain"
         ) from error
+
+
+@cache
+def _stopped_clock(day: str) -> str:
+    """Return a template's beginning in which `strftime_now` tells a day of its own, at midnight.
+
+    Templates are given no function, so that it is a macro; the line break belongs to its end.
+    """
+    date = datetime.datetime.fromisoformat(day)
+    letters = [sign + letter for sign in ("", "-") for letter in "aAbBcdeHIjmMpSuUwWxXyY"]
+    told = [f"replace('%{x}', {json.dumps(date.strftime(f'%{x}'))})" for x in letters]
+    shown = f"{{{{ format | {' | '.join(told)} }}}}"
+    return f"{{% macro {CLOCK}(format) %}}{shown}{{% endmacro %}}\n"
 
 
 def _private_letters(texts: Sequence[str], control: re.Pattern[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -15,6 +16,7 @@ import yaml
 
 from data import TextSettings, split_share
 from data.batches import BatchBy, Shuffle, WeightBy
+from data.chat import CLOCK
 from data.text import OnBadRows, PairsOf, Rewritten, Template, Truncate
 from dpo import (
     Constants,
@@ -313,10 +315,12 @@ class Config:
         prompt_format, answer_format = (
             text and text.replace("\\n", "\n") for text in (self.prompt_format, self.answer_format)
         )
-        longest = self.max_length or limit
+        longest, given = self.max_length or limit, self.given_to_template()
+        if template == "chat" and CLOCK in str(tokenizer.chat_template):
+            given = {CLOCK: f"{date.today()}"} | given  # from here on it is this run's day
         return TextSettings(
             template, longest, self.truncate, prompt_format, answer_format,
-            json.dumps(self.given_to_template()), self.rewritten, self.bad_rows == "skip",
+            json.dumps(given), self.rewritten, self.bad_rows == "skip",
             "all" if self.every_pair else "best",
         )  # fmt: skip
 
@@ -370,6 +374,13 @@ class Config:
                 given[name] = json.loads(value)
             except ValueError:
                 given[name] = value  # a text without quotes
+        if CLOCK in given:
+            try:
+                date.fromisoformat(given[CLOCK])
+            except (TypeError, ValueError):
+                raise UsageError(
+                    f"--template-kwargs {CLOCK}={given[CLOCK]} is no day such as 2026-07-04"
+                ) from None
         return given
 
     def patterns(self, name: str, kind: Callable[[str], Number]) -> dict[str, Number]:
