@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from data.question import DataError
 
-SECONDS = 5.0
+SECONDS = 5.0  # of computing
 ROOM = 4 * 2**30  # bytes
 
 
@@ -20,7 +20,8 @@ def limited(what: str) -> Iterator[Callable[[], object]]:
     """Stop a computation that takes longer than `SECONDS` or wants `ROOM` more memory.
 
     What is yielded is called before each of several computations, and starts the clock anew. The
-    clock is a signal, which reaches the main thread alone: elsewhere time has no limit.
+    clock counts seconds of computing, so that a busy machine stops nothing. It is a signal, which
+    reaches the main thread alone: elsewhere time has no limit.
 
     Raises:
         DataError: the computation is stopped; `what` is the message's subject.
@@ -29,7 +30,7 @@ def limited(what: str) -> Iterator[Callable[[], object]]:
         with _clock() as anew, _memory():
             yield anew
     except TimeoutError:
-        raise DataError(f"{what} takes longer than {SECONDS:g} seconds") from None
+        raise DataError(f"{what} takes longer than {SECONDS:g} seconds of computing") from None
     except MemoryError:
         raise DataError(f"{what} wants more than {ROOM / 2**30:g} GiB of memory") from None
 
@@ -44,15 +45,15 @@ def _clock() -> Iterator[Callable[[], object]]:
         raise TimeoutError
 
     def anew(seconds: float = SECONDS) -> object:
-        return signal.setitimer(signal.ITIMER_REAL, seconds)
+        return signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGVTALRM, ring)
     try:
         anew()
         yield anew
     finally:
         anew(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @contextmanager

@@ -85,6 +85,8 @@ def guarded(
             raise
         if isinstance(error, OSError):
             _say(name, world, folder.write_refused(error))
+            if error.filename is None:  # it may be the output that has no room
+                sys.stdout = open(os.devnull, "w", encoding="utf-8")
         elif isinstance(error, (*BAD_INPUT, *FAILED)):
             _say(name, world, str(error))
         else:  # which others may not share: each process speaks for itself

@@ -140,13 +140,13 @@ def test_limits_are_gone_behind_the_block_and_none_keeps_a_signal_from_its_owner
     import resource
     import signal
 
-    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
+    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
     with limited("it"), limited("the inner one"):
         assert resource.getrlimit(resource.RLIMIT_AS) != before[0]
     with pytest.raises(KeyboardInterrupt), limited("it"):
         raise KeyboardInterrupt
-    assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)) == before
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)) == before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
 class PanicException(BaseException):

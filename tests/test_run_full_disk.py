@@ -9,6 +9,7 @@ import shutil
 import subprocess
 
 import pytest
+from conftest import ROOT, python_process
 from tokenizers import Tokenizer
 
 import lora
@@ -158,3 +159,15 @@ def test_libraries_in_rust_are_understood_and_other_errors_are_left_alone(tmp_pa
     with pytest.raises(PermissionError) as error, lora.writing(path):
         raise PermissionError(errno.EACCES, "no", "elsewhere")
     assert error.value.filename == "elsewhere"
+
+
+def test_an_output_that_has_no_room_is_one_line(tmp_path):
+    code = (
+        "import os, sys; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+        f"sys.path.insert(0, {str(ROOT)!r}); import train\n"
+        "train.run = lambda *_: print('x', flush=True)\n"
+        "sys.exit(train.main([]))"
+    )
+    done = python_process(tmp_path, ["-c", code])
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "No space left on device" in done.stderr
