@@ -26,6 +26,7 @@ DEEP = '{"a":' * 50_000 + "1" + "}" * 50_000
 
 @pytest.fixture(autouse=True)
 def own_cache(private_cache, plain_pictures):
+    (private_cache / "errors").mkdir()
     return private_cache
 
 
