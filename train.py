@@ -6,9 +6,10 @@ one question are one trie, never padded pairs: a token that they share is comput
 dropout mask. And the reference scores each answer once, unless `--reference-sync` moves it.
 """
 
+if __name__ == "__main__":
+    from run import leaving  # noqa: F401  at a signal, while libraries load for seconds
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def train(job: Job, resumed: Checkpoint | None) -> None:
     plan = choose_plan(config, questions, steps, job.world)
     if config.plan:
         return print_rows(inputs.remarks(config, plan.parameters) + plan.lines())
-    config = replace(config, template=text.template, checkpointing=plan.checkpointing)
+    config = inputs.settled(config, text, plan.checkpointing)
 
     # The frozen base, on which tries are checked against plain rows; and then adapters on it.
     base = inputs.load_hashed(config, sharded=plan.shards > 1)
@@ -123,8 +124,7 @@ def train(job: Job, resumed: Checkpoint | None) -> None:
 
 def finish(training: Training, base: lora.Base, tokenizer: Any) -> None:
     """Leave the adapter, what it changed on questions it has not seen, and the merged model."""
-    job, model = training.job, base.model
-    model.eval()
+    job, model = training.job, base.model.eval()
     training.best.restore()  # with --eval-every; else the last adapter stays
     size, found = training.outcome(tokenizer)  # every process scores its share
     lora.scale_adapter(model, size)  # --scale
@@ -134,7 +134,7 @@ def finish(training: Training, base: lora.Base, tokenizer: Any) -> None:
     write_outcome(job.folder, found, size)
     job.clock.lap("evaluate")
     if job.config.merge:
-        print_merge(write_merged(model, base, tokenizer, job.folder, job.config.merge_dtype))
+        print_merge(write_merged(model, base, tokenizer, job.folder, job.config))
     job.clock.lap("merge")
     print_summary(job.folder, found, write_summary(training, base, size))
 

@@ -23,5 +23,6 @@ from data.prepare import Prepared, Split, prepare
 from data.question import DataError, Preference, Turn
 from data.report import Report, examine
 from data.table import Table
+from data.templates import stop_id
 from data.text import TextSettings
 from data.trees import TreeBatch, Trie, Way, ancestor_mask, build_trie, collate, question_tries

@@ -5,14 +5,20 @@ reasoning before it. What is scored is what the answer says. One that the templa
 out, named and counted.
 """
 
+import datetime
 import itertools
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
-from data.question import CHANGED, REWRITTEN, TRIMMED, DataError, Note, Preference, Turn
+from data.limits import limited
+from data.question import CHANGED, REWRITTEN, TRIMMED, DataError, Note, Preference, Turn, reason
 from data.text import Rendered, TextSettings
+
+CLOCK = "strftime_now"  # the function that templates ask for today's date
+LONG = 10**7  # letters of a text that a template may write whatever it is given
 
 
 class Frame(NamedTuple):
@@ -40,7 +46,9 @@ def chat_frame(tokenizer: Any, template_kwargs: str = "{}") -> Frame:
     asked, said = "\ue000", "\ue001"
     given = json.loads(template_kwargs)
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-    twice = _apply(tokenizer, [*turns, *turns], "", **given)
+    with limited("--template chat: a conversation of two turns"):
+        twice = _apply(tokenizer, [*turns, *turns], "", **given)
+        tail = _apply(tokenizer, turns, "", **given).rpartition(said)[2]
     between = twice.split(asked)  # frames of earlier turns
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special} | {*tokenizer.all_special_tokens}
@@ -50,7 +58,6 @@ def chat_frame(tokenizer: Any, template_kwargs: str = "{}") -> Frame:
     names = sorted(special | others, key=lambda token: (-len(token), token))
     control = re.compile(f"({'|'.join(map(re.escape, names))})")
 
-    tail = _apply(tokenizer, turns, "", **given).rpartition(said)[2]
     behind = tail if control.search(tail) else twice.partition(said)[2].partition(asked)[0]
     found = control.search(behind)
     if not found or found[0] == tokenizer.bos_token or asked in tail:
@@ -232,16 +239,34 @@ def _no_form(place: str, name: str) -> DataError:
 
 
 def _apply(tokenizer: Any, turns: list[dict[str, Any]], place: str, **more: Any) -> str:
-    from jinja2 import TemplateError  # transformers brings it along, and it is slow to import
-
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, **more))
-    except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if day := more.pop(CLOCK, None):
+            template = tokenizer.get_chat_template(None, more.get("tools"))
+            more["chat_template"] = _stopped_clock(day) + template
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, **more))
+        if len(text) > LONG and len(text) > LONG + 10 * len(json.dumps(turns)):
+            raise ValueError(f"it makes {len(text):,} letters of this")
+        return text
+    except (TimeoutError, MemoryError):  # of `limited`, which is no matter of one row
+        raise
+    except Exception as error:  # it is a program: there is nothing that it cannot raise
         raise DataError(
             f"{place or 'a conversation of two turns'}: the tokenizer's chat template refuses it "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); mend it or "
-            "use --template plain"
+            f"({reason(error)}); mend it or use --template plain"
         ) from error
+
+
+@cache
+def _stopped_clock(day: str) -> str:
+    """Return a template's beginning in which `strftime_now` tells a day of its own, at midnight.
+
+    Templates are given no function, so that it is a macro; the line break belongs to its end.
+    """
+    date = datetime.datetime.fromisoformat(day)
+    letters = [sign + letter for sign in ("", "-") for letter in "aAbBcdeHIjmMpSuUwWxXyY"]
+    told = [f"replace('%{x}', {json.dumps(date.strftime(f'%{x}'))})" for x in letters]
+    shown = f"{{{{ format | {' | '.join(told)} }}}}"
+    return f"{{% macro {CLOCK}(format) %}}{shown}{{% endmacro %}}\n"
 
 
 def _private_letters(texts: Sequence[str], control: re.Pattern[str]) -> dict[str, str]:

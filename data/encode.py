@@ -12,6 +12,7 @@ import numpy as np
 
 from data.chat import Frame, chat_frame
 from data.gather import Reading, Watch, loosely, text_key, unwatched
+from data.limits import limited
 from data.question import (
     CUT,
     REPEATED,
@@ -21,6 +22,7 @@ from data.question import (
     DataError,
     Note,
     Preference,
+    reading,
 )
 from data.table import ROWS_AT_ONCE, Table, as_notes, count_notes, key_of, open_rows, write_rows
 from data.templates import MARK, render
@@ -163,6 +165,7 @@ def of_all_lengths(questions: Table[EncodedQuestion], count: int = 8) -> list[En
 
 
 NOTHING = EncodedQuestion((0,), (0,), ())  # in place of a question that is left out
+FAILS = "the tokenizer fails on this text"
 
 
 def _rows(
@@ -177,7 +180,11 @@ def _rows(
     items = iter(zip(numbered, watch(preferences, "Encoding", len(preferences)), strict=True))
     bad = BadRows(text.skip_bad)
     while some := list(itertools.islice(items, ROWS_AT_ONCE)):
-        texts = [_rendered(p, tokenizer, text, frame) for _, p in some]
+        texts = []
+        with limited(f"--template {text.template}: a row's text") as anew:
+            for _, p in some:
+                anew()
+                texts.append(_rendered(p, tokenizer, text, frame))
         tokenized = _tokenize(texts, tokenizer, text.template, frame)
         for (number, p), rendered, found in zip(some, texts, tokenized, strict=True):
             bad.rows += 1
@@ -298,13 +305,24 @@ def _tokenize(
         part for text in clean
         for part in (text.prompt, *(text.prompt + a for a in text.answers if a is not None))
     ]  # fmt: skip
-    ids = map(tuple, _token_ids(tokenizer, whole, split=template in ("plain", "none")))
+    try:
+        with reading(FAILS):
+            ids = map(tuple, _token_ids(tokenizer, whole, split=template in ("plain", "none")))
+    except DataError as error:
+        if len(texts) == 1:
+            yield error
+            return
+        for text in texts:  # which of them is it?
+            yield from _tokenize([text], tokenizer, template, frame)
+        return
     for text in texts:
         if isinstance(text, DataError):
             yield text
             continue
         try:
-            yield _joint(text, ids, tokenizer, frame)
+            with reading(FAILS):
+                found = _joint(text, ids, tokenizer, frame)
+            yield found
         except DataError as error:
             yield error
 

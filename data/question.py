@@ -1,11 +1,38 @@
 """What a preference is, what may be left out of it, and how its readers complain."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
 class DataError(Exception):
     """The data asked for cannot be used; the message names the place and says what to do."""
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn whatever a library raises over somebody's data into one error, which names the data.
+
+    Libraries promise no list of what they raise over data that nobody should have made, and those
+    in Rust panic. `what` begins the message; a signal passes.
+
+    Raises:
+        DataError: something was raised within the block.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"{what}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 class Turn(NamedTuple):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.cells import is_message, shortly
-from data.question import DataError
+from data.question import DataError, reading, reason
 
 BUILTIN = Path(__file__).with_name("misconceptions.csv")
 TRUTHFULQA = "truthfulqa/truthful_qa"
@@ -61,10 +61,7 @@ def open_source(source: str) -> Source:
         return _file(BUILTIN)
     if source in ("truthfulqa", TRUTHFULQA):
         return _hub(f"{TRUTHFULQA}:generation:validation")
-    try:
-        path = Path(source).expanduser()
-    except RuntimeError:  # ~somebody who is not here
-        path = Path(source)
+    path = Path(os.path.expanduser(source))  # ~somebody who is not here stays as it is
     try:
         if path.is_dir():
             return _folder(path)
@@ -143,6 +140,8 @@ def _file(path: Path) -> Source:
         about = path.stat()
         return about.st_mtime_ns, about.st_size, about.st_ino
 
+    if not path.is_file():
+        raise DataError(f"{path} is no plain file, and it is read more than once; make it one")
     with path.open("rb"):  # or the reason why not
         pass
     if not path.stat().st_size:
@@ -294,25 +293,20 @@ def _parquet_file(path: Path) -> Any:
     import pyarrow
     import pyarrow.parquet
 
-    try:
+    with reading(f"{path} could not be read as Parquet"):
         return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} could not be read as Parquet: {first}") from error
 
 
 def _parquet(path: Path, wanted: list[str] | None) -> Iterator[Placed]:
-    import pyarrow
-
     number = 0
     try:
         for batch in _parquet_file(path).iter_batches(batch_size=1000, columns=wanted):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{_shown(path)}, row {number}", row
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} could not be read behind row {number}: {first}") from error
+    except Exception as error:  # a timestamp that no calendar has, a damaged page
+        where = f"{path} could not be read behind row {number}"
+        raise DataError(f"{where}: {reason(error)}") from error
 
 
 def _shown(path: Path) -> str:
@@ -361,20 +355,16 @@ def _hub(source: str) -> Source:
 def _dataset(name: str, described: str, load: Callable[[Any], Any]) -> Source:
     """Rows of a memory-mapped `datasets.Dataset`."""
     import datasets  # a slow import that files do not need before they are stored
-    import pyarrow
 
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # errors are raised too
     try:
         dataset = load(datasets).with_format(None)
-    # What the Hub, the network, the cache and damaged files raise; each names its cause.
-    except (
-        OSError, ValueError, RuntimeError, KeyError, TypeError, pyarrow.ArrowException,
-        datasets.exceptions.DatasetsError,
-    ) as error:  # fmt: skip
-        cause = error.__cause__ or error
-        first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise DataError(f"{described} could not be read: {first}") from error
+    except DataError:
+        raise
+    except Exception as error:  # of the Hub, the network, the cache and damaged files
+        cause = reason(error.__cause__ or error)
+        raise DataError(f"{described} could not be read: {cause}") from error
 
     # columns that are not wanted may hold pictures, or anything that takes time to decode
     plain = [n for n, feature in dataset.features.items() if not hasattr(feature, "decode_example")]
@@ -384,9 +374,9 @@ def _dataset(name: str, described: str, load: Callable[[Any], Any]) -> Source:
         try:
             for number, row in enumerate(dataset.select_columns(columns), start=1):
                 yield f"{name}, row {number}", row
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
+        except Exception as error:
             where = f"{described} could not be read behind row {number}"
-            raise DataError(f"{where}: {error}") from error
+            raise DataError(f"{where}: {reason(error)}") from error
 
     size, name_of_content = dataset.data.nbytes, str(dataset._fingerprint)
     return Source(dataset.column_names, _first(rows), rows, size, lambda: name_of_content)

@@ -87,6 +87,19 @@ def render(
     return Rendered(so_far, [*answers], stop, {}, notes=notes)
 
 
+def stop_id(tokenizer: Any, text: TextSettings) -> int | None:
+    """Return the id of the token that ends an answer: the chat template's own, else EOS.
+
+    Raises:
+        DataError: as `chat_frame`.
+    """
+    if text.template != "chat":
+        end: int | None = tokenizer.eos_token_id
+        return end
+    frame = chat_frame(tokenizer, text.template_kwargs)
+    return int(tokenizer.convert_tokens_to_ids(frame.stop))
+
+
 def _unknown_marks(prompt: str, answers: Sequence[str], tokenizer: Any) -> list[str]:
     """Return what looks like control tokens, and is none of this tokenizer's."""
     found = dict.fromkeys(re.findall(MARK, "\n".join([prompt, *answers])))

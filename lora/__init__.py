@@ -31,8 +31,8 @@ from lora.base.loading import (
 from lora.base.norms import norms_by_hand
 from lora.base.rotary import rotary_by_rows
 from lora.base.sharding import load_sharded, take_part
-from lora.errors import ModelError
-from lora.files import whole, whole_folder, write_text
+from lora.errors import ModelError, is_failure, reading, reason
+from lora.files import FULL, expanded, whole, whole_folder, write_text, writing
 from lora.layer import LoRALinear
 from lora.merge_files import base_of, merge_files
 from lora.merging import merge_lora, merged_weight, save_merged

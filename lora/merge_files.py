@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from lora.adapter import lora_layers
 from lora.base.folders import builtin_folder, model_folder
 from lora.base.loading import load_base, skeleton
 from lora.base.quantise import Quantise, requantised
-from lora.errors import ModelError
+from lora.errors import ModelError, reading
 from lora.files import whole_folder
 from lora.merging import merge_lora
 from lora.peft_format import load_adapter, read_adapter, saved_delta
@@ -127,28 +127,25 @@ def base_of(adapter: Path) -> Path:
 
 def _shards(base: Path) -> list[Path]:
     if (base / INDEX).is_file():
-        names = set(json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        if any(Path(name).name != name for name in names):
+        with reading(f"{base / INDEX} cannot be read"):
+            text = (base / INDEX).read_text(encoding="utf-8")
+            names = set(json.loads(text)["weight_map"].values())
+            outside = any(Path(name).name != name for name in names)
+        if outside:
             raise ModelError(f"{base / INDEX} names files outside its folder")
         return [base / name for name in sorted(names)]
     return sorted(base.glob("*.safetensors"))
 
 
 def _keys(shard: Path) -> list[str]:
-    try:
-        with safe_open(shard, framework="pt") as file:
-            return list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{shard} cannot be read: {error}") from error
+    with reading(f"{shard} cannot be read"), safe_open(shard, framework="pt") as file:
+        return list(file.keys())
 
 
 def _tensors(shard: Path) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with safe_open(shard, framework="pt") as file:
-            for key in file.keys():
-                yield key, file.get_tensor(key)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{shard} cannot be read: {error}") from error
+    with reading(f"{shard} cannot be read"), safe_open(shard, framework="pt") as file:
+        for key in file.keys():
+            yield key, file.get_tensor(key)
 
 
 def _copy_side_files(base: Path, new: Path, dtype: torch.dtype | None, total: int) -> None:

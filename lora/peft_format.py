@@ -5,18 +5,17 @@ transposed. The settings are in `adapter_config.json`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mode
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora.adapter import add_lora, lora_layers
-from lora.errors import ModelError
+from lora.errors import ModelError, reading
 from lora.files import whole_folder
 from lora.targets import Patterns, match_targets, short_names
 
@@ -28,7 +27,38 @@ ALWAYS = {  # settings of every adapter that is written here
     "fan_in_fan_out": False, "init_lora_weights": True, "modules_to_save": None,
     "use_dora": False, "use_rslora": False,
 }  # fmt: skip
-NEEDED = {"r": int, "lora_alpha": int | float, "target_modules": str | list}
+LARGEST = 1e30  # of a scale, so that its products are finite
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_scale(value: Any) -> bool:
+    return type(value) in (int, float) and -LARGEST <= value <= LARGEST  # 0 and below as in PEFT
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_map(value: Any, of: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(map(of, value.values()))
+
+
+NEEDED: dict[str, Callable[[Any], bool]] = {
+    "r": _is_rank,
+    "lora_alpha": _is_scale,
+    "target_modules": lambda x: bool(x) and all(map(_is_name, x if type(x) is list else [x])),
+}
+OPTIONAL: dict[str, Callable[[Any], bool]] = {  # may be null, too
+    "rank_pattern": lambda x: _is_map(x, _is_rank),
+    "alpha_pattern": lambda x: _is_map(x, _is_scale),
+    "lora_dropout": lambda x: type(x) in (int, float) and 0 <= x < 1,
+    "use_rslora": lambda x: isinstance(x, bool),
+    "base_model_name_or_path": _is_name,
+    "revision": _is_name,
+}
 # Settings that make an adapter another function than the one computed here, where they are true ...
 UNSUPPORTED = (
     "use_dora", "fan_in_fan_out", "modules_to_save", "layers_to_transform", "layers_pattern",
@@ -166,22 +196,24 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ModelError: a file is missing or damaged, or a setting is missing or not supported.
     """
-    try:
+    if missing := next((n for n in (CONFIG, WEIGHTS) if not (folder / n).is_file()), None):
+        raise ModelError(f"{folder} is no adapter: {missing} is missing")
+    with reading(f"the adapter in {folder} cannot be read"):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
-    except FileNotFoundError:
-        missing = next(n for n in (CONFIG, WEIGHTS) if not (folder / n).is_file())
-        raise ModelError(f"{folder} is no adapter: {missing} is missing") from None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"the adapter in {folder} cannot be read: {error}") from error
     where = folder / CONFIG
     if not isinstance(config, dict):
         raise ModelError(f"{where} holds no settings")
-    for key, kind in NEEDED.items():
-        if not config.get(key):
+    for key, fits in {**NEEDED, **OPTIONAL}.items():
+        value = config.get(key)
+        if value is None and key in NEEDED:
             raise ModelError(f"{where} lacks {key!r}, and guessing is unsafe")
-        if not isinstance(config[key], kind):
-            raise ModelError(f"{where}: {key!r} is {config[key]!r}, which is no value for it")
+        if value is not None and not fits(value):
+            raise ModelError(f"{where}: {key!r} is {value!r:.60}, which is no value for it")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            kind = "is not finite" if tensor.is_floating_point() else f"is of {tensor.dtype}"
+            raise ModelError(f"{folder / WEIGHTS}: {name} {kind}; save the adapter again")
     unsupported = [key for key in UNSUPPORTED if config.get(key)]
     for key, plain in PLAIN.items():
         if config.get(key, plain[0]) not in plain:

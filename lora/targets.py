@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import regex
 from torch import nn
 
 from lora.errors import ModelError
@@ -14,6 +15,7 @@ Targets = str | Sequence[str]  # names, or one regular expression, or one of the
 ALL, AUTO = "all-linear", "auto"
 USUAL = ("q_proj", "v_proj")
 Value = TypeVar("Value")
+SECONDS = 0.05  # of computing that one match may take, where microseconds are usual
 
 
 class Patterns(NamedTuple):
@@ -53,7 +55,7 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
     not just call.
 
     Raises:
-        ModelError: a target matches nothing, or a module that cannot have an adapter.
+        ModelError: a target matches nothing, a module that cannot have an adapter, or never ends.
     """
     if any(isinstance(m, LoRALinear) for m in model.modules()):
         raise ModelError("the model already has LoRA layers; merge them before adding others")
@@ -65,12 +67,7 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
     elif targets == AUTO:
         matches = {AUTO: _attention(modules, linear)}
     elif isinstance(targets, str):
-        try:
-            matches = {targets: {n for n in modules if re.fullmatch(targets, n)}}
-        except re.error as error:
-            raise ModelError(
-                f"--target-modules {targets!r} is no regular expression: {error}"
-            ) from None
+        matches = {targets: {n for n in modules if _matches(targets, n)}}
     else:
         matches = {t: {n for n in modules if n == t or n.endswith(f".{t}")} for t in targets}
     for target, names in matches.items():
@@ -180,6 +177,21 @@ def check_ranks(layers: Mapping[str, nn.Linear], ranks: Mapping[str, int]) -> No
 def by_pattern(name: str, patterns: Mapping[str, Value] | None, default: Value) -> Value:
     """Return the value of the first pattern that matches the last parts of `name`."""
     for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+        if _matches(rf"(.*\.)?({pattern})", name, shown=pattern):
             return value
     return default
+
+
+def _matches(pattern: str, name: str, shown: str = "") -> bool:
+    """Tell whether a regular expression, which may be a stranger's, matches a whole name.
+
+    Raises:
+        ModelError: it is none, or tries so many ways that it would never end.
+    """
+    try:
+        return bool(regex.fullmatch(pattern, name, timeout=SECONDS))
+    except (regex.error, RecursionError, MemoryError, OverflowError) as error:
+        said = f"is no regular expression: {error}"
+    except TimeoutError:
+        said = f"takes too long on {name}; write it without a repetition within a repetition"
+    raise ModelError(f"the pattern {shown or pattern!r} of layers {said}")

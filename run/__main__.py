@@ -1,5 +1,8 @@
 """`python -m run COMMAND`: what can be done with a run, a model, or data."""
 
+if __name__ == "__main__":
+    from run import leaving  # noqa: F401  at a signal, while libraries load for seconds
+
 import importlib
 import sys
 

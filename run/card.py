@@ -71,7 +71,7 @@ def base_on_hub(name: str) -> str | None:
     """Return the Hub id of a run's base model, or None for a local one."""
     if name == "builtin" or Path(name) == lora.builtin_path():
         return lora.BUILTIN_HUB_ID
-    return None if Path(name).expanduser().exists() else name
+    return None if lora.expanded(name).exists() else name
 
 
 def data_on_hub(source: str) -> str | None:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import IO, Any, NamedTuple, Protocol
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -34,7 +34,7 @@ from run.errors import UsageError
 from run.folder import claimed, others_may_not_read
 from run.processes import World
 
-FORMAT = 4
+FORMAT = 5
 TENSORS, FACTS = "state.safetensors", "state.json"
 # RuntimeError: another torch may keep the structure of parts in another way.
 UNREADABLE = (
@@ -83,7 +83,7 @@ class AdapterPart:
         lora.restore_adapter(self.model, list(state.values()))
 
 
-def save(run: Path, point: Checkpoint, keep: int, log: TextIO) -> None:
+def save(run: Path, point: Checkpoint, keep: int, log: IO[Any]) -> None:
     """Write a checkpoint of the run behind its log, and remove all but the newest `keep`.
 
     Raises:
@@ -133,6 +133,11 @@ def load(path: Path) -> Checkpoint:
             raise ValueError(f"{FACTS} has no valid step or settings")
         leaves = facts["parts"] | safetensors.torch.load(content)
         parts = tree_unflatten(leaves.values(), treespec_loads(facts["structure"]))
+        counts = parts.get("counts", {}) | {"the checkpoint's": step}
+        if wrong := [n for n in counts.values() if type(n) is not int or not 0 <= n < 2**63]:
+            raise ValueError(f"{wrong[0]!r:.40} is no count of steps or tokens")
+        if counts.get("step", step) != step:
+            raise ValueError(f"it counts {counts['step']} steps, and calls itself step {step}")
         return Checkpoint(step, parts, facts, path)
     except UNREADABLE as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error

@@ -1,23 +1,27 @@
 """What every command does around its work: signals, one line for an error, the exit status."""
 
+import contextlib
 import io
 import os
 import signal
 import sys
+import tempfile
 import threading
+import traceback
 from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from data import DataError
 from dpo import NumericError, OutOfMemory
-from lora import ModelError
-from run import processes
+from lora import ModelError, is_failure, reason
+from run import folder, processes
 from run.errors import HubError, Parser, ProcessDied, Stopped, UsageError
 
 BAD_INPUT = (UsageError, DataError, ModelError)
-FAILED = (NumericError, OutOfMemory, HubError, ProcessDied, OSError, SafetensorError)
+FAILED = (NumericError, OutOfMemory, HubError, ProcessDied, OSError)
+OURS = Path(__file__).parents[1]
 
 
 class Stop:
@@ -76,21 +80,45 @@ def guarded(
     except BrokenPipeError:  # `| head` has seen enough
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
         return 141
-    except (*BAD_INPUT, *FAILED) as error:
-        if debug:
+    except BaseException as error:
+        if debug or not is_failure(error):
             raise
-        said = str(error)
         if isinstance(error, OSError):
-            said = (
-                f"{error.filename or 'a file'} cannot be written or read: {error.strerror or error}"
-            )
-        _say(name, world, said)
+            _say(name, world, folder.write_refused(error))
+            if error.filename is None:  # it may be the output that has no room
+                sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        elif isinstance(error, (*BAD_INPUT, *FAILED)):
+            _say(name, world, str(error))
+        else:  # which others may not share: each process speaks for itself
+            _say(name, processes.World(), _unforeseen(error))
         return 2 if isinstance(error, BAD_INPUT) else 1
 
 
 def _say(name: str, world: processes.World, text: str) -> None:
+    """Print one line, in which nothing that somebody wrote moves the cursor."""
     if world.first:
-        print(f"{name}: {text}", file=sys.stderr, flush=True)
+        line = " ".join(text.splitlines())
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        print(f"{name}: {shown}", file=sys.stderr, flush=True)
+
+
+def _unforeseen(error: BaseException) -> str:
+    """Say in one line what nobody foresaw, and write all that is known of it into a file."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if OURS in Path(frame.filename).parents and "site-packages" not in frame.filename
+    ]
+    at = f"{Path(own[-1].filename).relative_to(OURS)}, line {own[-1].lineno}" if own else ""
+    doing = f"{own[-1].name} failed ({at})" if own else "failed"
+    text = "".join(traceback.format_exception(error))
+    for place in (folder.cache_folder("errors"), Path(tempfile.gettempdir())):
+        path = place / f"{datetime.now():%Y-%m-%d-%H%M%S}-{os.getpid()}.txt"
+        with contextlib.suppress(OSError):
+            path.touch(mode=0o600, exist_ok=False)  # it may quote what is nobody's business
+            path.write_text(f"{sys.argv}\n{sys.version}\n{text}", "utf-8", "backslashreplace")
+            return f"{doing}: {reason(error)}; the full text is in {path}"
+    return f"{doing}: {reason(error)}; --debug shows the full text"
 
 
 def parser(name: str, does: str) -> Parser:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -15,6 +16,7 @@ import yaml
 
 from data import TextSettings, split_share
 from data.batches import BatchBy, Shuffle, WeightBy
+from data.chat import CLOCK
 from data.text import OnBadRows, PairsOf, Rewritten, Template, Truncate
 from dpo import (
     Constants,
@@ -30,7 +32,8 @@ from lora.base.checkpointing import Checkpointing
 from lora.base.compiling import Compile
 from lora.base.quantise import Quantise
 from lora.base.sharding import Shard
-from lora.files import write_text
+from lora.errors import reading
+from lora.files import expanded, write_text
 from run.errors import Parser, UsageError, closest
 
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
@@ -51,6 +54,7 @@ RANGES: dict[str, Callable[[Any], object]] = {  # what a value must be, and whet
     "0 or more and below 2^63": lambda x: 0 <= x < 2**63,
     "at least one name": len,
 }
+LARGEST = 2**31  # of a count, so that the product of two is a machine's number
 ADAPTER_NOW = "with an adapter it is the default; write nothing, or `{}`"
 Number = TypeVar("Number", int, float)
 
@@ -228,6 +232,10 @@ class Config:
                 raise UsageError(f"{_flag(item.name)} {value} must be {what}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{_flag(item.name)} {value} must be finite")
+            if type(value) is int and value >= LARGEST and item.name != "seed":
+                raise UsageError(f"{_flag(item.name)} {value} must be below {LARGEST}")
+            if "\0" in str(value):
+                raise UsageError(f"{_flag(item.name)} {value!r} holds a NUL byte, as no name does")
         try:
             check_loss(**{k: v for k, v in self.loss_settings().items() if k != "sft_weight"})
         except ValueError as error:
@@ -323,10 +331,12 @@ class Config:
         prompt_format, answer_format = (
             text and text.replace("\\n", "\n") for text in (self.prompt_format, self.answer_format)
         )
-        longest = self.max_length or limit
+        longest, given = self.max_length or limit, self.given_to_template()
+        if template == "chat" and CLOCK in str(tokenizer.chat_template):
+            given = {CLOCK: f"{date.today()}"} | given  # from here on it is this run's day
         return TextSettings(
             template, longest, self.truncate, prompt_format, answer_format,
-            json.dumps(self.given_to_template()), self.rewritten, self.bad_rows == "skip",
+            json.dumps(given), self.rewritten, self.bad_rows == "skip",
             "all" if self.every_pair else "best",
         )  # fmt: skip
 
@@ -386,6 +396,13 @@ class Config:
                 given[name] = json.loads(value)
             except ValueError:
                 given[name] = value  # a text without quotes
+        if CLOCK in given:
+            try:
+                date.fromisoformat(given[CLOCK])
+            except (TypeError, ValueError):
+                raise UsageError(
+                    f"--template-kwargs {CLOCK}={given[CLOCK]} is no day such as 2026-07-04"
+                ) from None
         return given
 
     def patterns(self, name: str, kind: Callable[[str], Number]) -> dict[str, Number]:
@@ -505,7 +522,7 @@ def _whole_path(name: str | None) -> str | None:
     if name in (None, *KEYWORDS) or name is None:
         return name
     path, share = split_share(name)
-    local = Path(path).expanduser()
+    local = expanded(path)
     whole = str(local.resolve()) if local.exists() else path
     return whole if share is None else f"{whole}:{name.rpartition(':')[2]}"
 
@@ -533,10 +550,8 @@ def _flag(name: str) -> str:
 
 def _flags_in(path: Path, kinds: dict[str, Any]) -> list[str]:
     """Return the settings of a YAML file as the flags that they are."""
-    try:
+    with reading("it cannot be read", UsageError):
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"it cannot be read: {error}") from None
     if not isinstance(settings, dict):
         raise UsageError("it holds no `name: value` lines")
     _refuse_old_names(settings)

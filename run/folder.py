@@ -2,24 +2,27 @@
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from platformdirs import user_cache_path
 
 from data import split_share
 from dpo import curves_figure
-from lora.files import PART, whole, write_text
+from lora.files import FULL, PART, whole, write_text, writing
 from run.errors import UsageError
 
 
@@ -37,6 +40,7 @@ def claimed(
             in use by another run.
     """
     folder = Path(name or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}")
+    check_name(folder, flag)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{flag} {folder} is a file; name a folder")
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
@@ -65,6 +69,18 @@ def claimed(
         os.close(handle)
 
 
+def check_name(folder: Path, flag: str) -> None:
+    """Refuse to write where libraries in Rust could not: they take names of UTF-8 alone.
+
+    Raises:
+        UsageError: the whole path of the folder has other bytes.
+    """
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{flag} {folder}: its path is no UTF-8; name another folder") from None
+
+
 def others_may_not_read(*sources: str | None) -> bool:
     """Tell whether one of these files or folders, if local, is closed to other users."""
     named = (split_share(source)[0] for source in sources if source)
@@ -72,16 +88,49 @@ def others_may_not_read(*sources: str | None) -> bool:
     return any(path.exists() and not path.stat().st_mode & 0o004 for path in paths)
 
 
+def write_refused(error: OSError) -> str:
+    """Say which file the system refused, why, and of a full disk how much room there is."""
+    said = f"{error.filename or 'a file'} cannot be written or read: {error.strerror or error}"
+    if error.errno == errno.EFBIG:
+        return f"{said}; `ulimit -f` says how large a file may be"
+    if error.errno not in FULL:
+        return said
+    path = Path(os.path.abspath(error.filename or "."))
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    return f"{said}; {shutil.disk_usage(there).free / 2**20:,.1f} MiB are free in {there}"
+
+
 def cache_folder(name: str) -> Path:
-    """Return a folder that outlives the run, or a temporary one where none can be made."""
+    """Return a folder that outlives the run, or a temporary one where none can be made or trusted.
+
+    What lies there is taken for scores and token ids, so that nobody else may have a hand in it.
+    """
     folder = user_cache_path("trie-dpo") / name
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if os.access(folder, os.W_OK):
-        return folder
+        if not (strange := _in_other_hands(folder)):
+            return folder
+        print(f"The cache {folder} is not used, and a private one is made: {strange}.", flush=True)
     temporary = tempfile.mkdtemp(prefix="trie-dpo-")
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     return Path(temporary)
+
+
+def _in_other_hands(folder: Path) -> str:
+    """Say which of a folder and its files other users own or may write; "" if none.
+
+    What root owns is trusted, and a file's mode is no matter where nobody else reaches it.
+    """
+    closed = not folder.stat().st_mode & 0o077
+    for path in (folder, *folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # another run has just replaced it
+            about = path.lstat()
+            if about.st_uid not in (os.getuid(), 0):
+                return f"{path} belongs to another user; remove it"
+            if about.st_mode & 0o022 and not stat.S_ISLNK(about.st_mode) and not closed:
+                return f"other users may write {path}; remove it"
+    return ""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -89,17 +138,33 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def metrics_log(folder: Path | None, step: int) -> TextIO:
+def metrics_log(folder: Path | None, step: int) -> FileIO:
     """Open the log of a run to go on at `step`: lines from there on are of a part that was lost.
 
     Without a folder nothing is kept.
     """
     if folder is None:
-        return open(os.devnull, "w", encoding="utf-8")
+        return open(os.devnull, "ab", buffering=0)
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) < step))
-    return path.open("a", buffering=1, encoding="utf-8")  # a reader sees whole lines
+    return path.open("ab", buffering=0)
+
+
+def log_line(log: FileIO, values: Mapping[str, Any]) -> None:
+    """Write a line of the log, whole or not at all: a reader sees no part of one.
+
+    Raises:
+        OSError: the disk is full; it has the log's name.
+    """
+    rest, end = f"{json.dumps(values)}\n".encode(), log.seek(0, os.SEEK_END)
+    with writing(Path(str(log.name))):
+        try:
+            while rest:  # a disk that becomes full takes a part, and then refuses
+                rest = rest[log.write(rest) or 0 :]
+        except BaseException:
+            log.truncate(end)
+            raise
 
 
 def _step_of(line: str) -> float:

@@ -3,36 +3,62 @@
 Shared by the commands: `train.py` makes a run, the others open a finished one.
 """
 
+import json
 import os
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import huggingface_hub
 import torch
 import transformers
 from dotenv import dotenv_values
+from huggingface_hub.utils._http import default_client_factory
 
 import data
 import lora
+from data.chat import CLOCK
 from run import anchors, folder, rates, reference
 from run.config import Config, parse
 from run.console import watch
 from run.errors import UsageError
+
+PATIENCE = 60.0  # seconds without a word from the Hub
 
 
 def prepare_libraries() -> None:
     """Keep the libraries from talking between our lines, and let those of the Hub find the token.
 
     It is HF_TOKEN or ACCESS_TOKEN, in the environment or else in `.env`.
+
+    Raises:
+        UsageError: `.env` cannot be read, or the token is none.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    file = dotenv_values(".env")
-    names = ("HF_TOKEN", "ACCESS_TOKEN")
-    token = next(filter(None, [*map(os.environ.get, names), *map(file.get, names)]), None)
-    if token:
-        os.environ["HF_TOKEN"] = token
+    names, file = ("HF_TOKEN", "ACCESS_TOKEN"), Path(".env")
+    found = [os.environ.get(name) for name in names]
+    if not any(found) and file.exists():
+        with lora.reading(
+            ".env cannot be read; move it away, or set HF_TOKEN in the environment", UsageError
+        ):
+            if not file.is_file():  # a pipe, where nobody may ever write
+                raise UsageError(".env is no plain file; set HF_TOKEN in the environment instead")
+            found = [*map(dotenv_values(file).get, names)]
+    if token := next(filter(None, found), None):
+        if not re.fullmatch(r"[!-~]+", token.strip()):  # what a header of HTTP can hold
+            raise UsageError("the Hub's token in HF_TOKEN has letters that none has; copy it again")
+        os.environ["HF_TOKEN"] = token.strip()
+    huggingface_hub.set_client_factory(_client)
+
+
+def _client() -> Any:
+    """Return the Hub's client, which by itself would wait for an answer for ever."""
+    client = default_client_factory()
+    client.timeout = PATIENCE
+    return client
 
 
 def resolve_auto(config: Config) -> Config:
@@ -79,6 +105,19 @@ def load_tokenizer(config: Config) -> tuple[Any, data.TextSettings]:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--chat-template {config.chat_template}: {error}") from None
     return tokenizer, config.text_settings(tokenizer, limit)
+
+
+def settled(config: Config, text: data.TextSettings, checkpointing: Any) -> Config:
+    """Return the settings with what `auto` became, and with the day that the chat template shows.
+
+    They are the run's: it is gone on with, evaluated and published as of the day that it started.
+    """
+    given = config.template_kwargs
+    if CLOCK in json.loads(text.template_kwargs) and CLOCK not in config.given_to_template():
+        given = (*given, f"{CLOCK}={json.loads(text.template_kwargs)[CLOCK]}")
+    return replace(
+        config, template=text.template, checkpointing=checkpointing, template_kwargs=given
+    )
 
 
 def read_questions(config: Config, tokenizer: Any, text: data.TextSettings) -> data.Prepared:

@@ -1,11 +1,14 @@
 """`python -m run merge`, and every check that a merged model is base + adapter."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+import data
 import dpo
 import lora
 from data.trees import Way
@@ -13,9 +16,10 @@ from dpo.scoring import Answers
 from lora.base.quantise import Quantise
 from run import inputs
 from run.commands import parser
-from run.config import parse
+from run.config import Config, parse
 from run.console import watch_answers
 from run.errors import UsageError
+from run.folder import check_name, write_json
 
 PROMPTS = (
     "Question: What is the capital of France?\nAnswer: Paris is the capital of France.",
@@ -39,6 +43,7 @@ def command(argv: list[str]) -> None:
     args = arguments.parse_args(argv)
     inputs.prepare_libraries()
     output = Path(args.output)
+    check_name(output, "--output")
     if output.exists():
         raise UsageError(f"--output {output} exists; name another or remove it first")
     folder = Path(args.adapter)
@@ -48,7 +53,11 @@ def command(argv: list[str]) -> None:
     if args.base == "dequantized" and (folder / "config.yaml").is_file():
         quantise = parse(["--config", str(folder / "config.yaml")]).quantize
     dtype = getattr(torch, args.merge_dtype) if args.merge_dtype else None
-    rounding, difference = merge_from_files(base, adapter, output, dtype, quantise)
+    stop = None
+    if adapter != folder and (folder / "config.yaml").is_file():
+        config = replace(inputs.finished_run(folder).config, model=str(base), revision=None)
+        stop = data.stop_id(*inputs.load_tokenizer(config))
+    rounding, difference = merge_from_files(base, adapter, output, dtype, quantise, stop)
     print(
         f"Merged into {output}: {rounding.changed:.0%} of the patched weights moved; rounding "
         f"changed their deltas by {rounding.error:.0%}; {difference.found:.2g} nats a token from "
@@ -117,8 +126,11 @@ def merge_from_files(
     output: Path,
     dtype: torch.dtype | None = None,
     quantise: Quantise = "none",
+    stop: int | None = None,
 ) -> tuple[lora.Rounding, Difference]:
     """Merge an adapter into the files of its base and check the result; see `lora.merge_files`.
+
+    The merged model's generation ends at the token `stop` as well, if there is one.
 
     Raises:
         ModelError: as `lora.merge_files`, or the merged model is not base + adapter. Nothing is
@@ -140,21 +152,40 @@ def merge_from_files(
         _, difference = policy.compared(lora.load_base(str(merged), cpu, stored).model, stored)
         difference.check("the merged model", "nothing was written")
         found.append(difference)
+        end_at(merged, stop)
 
     return lora.merge_files(base, adapter, output, dtype, quantise, check), found[0]
 
 
 def write_merged(
-    model: Any, base: lora.Base, tokenizer: Any, run: Path, dtype: str = "auto"
+    model: Any, base: lora.Base, tokenizer: Any, run: Path, config: Config
 ) -> lora.Rounding:
     """Merge the model's adapter and write RUN/merged; return what rounding did to the deltas.
 
     The adapter is taken into the model's weights. Where they are split over processes, the files of
-    base and adapter are merged instead.
+    base and adapter are merged instead. Generation ends where the answers did that it trained on.
     """
-    stored = None if dtype == "auto" else getattr(torch, dtype)
+    stored = None if config.merge_dtype == "auto" else getattr(torch, config.merge_dtype)
+    stop, merged = data.stop_id(tokenizer, config.text_settings(tokenizer)), run / "merged"
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-        return merge_from_files(base.folder, run / "adapter", run / "merged", stored)[0]
+        files = base.folder, run / "adapter", merged
+        return merge_from_files(*files, dtype=stored, stop=stop)[0]
     rounding = lora.merge_rounding(model, stored)
-    lora.save_merged(lora.merge_lora(model, stored), tokenizer, run / "merged")
+    lora.save_merged(lora.merge_lora(model, stored), tokenizer, merged)
+    end_at(merged, stop)
     return rounding
+
+
+def end_at(merged: Path, stop: int | None) -> None:
+    """Let a model's generation end at the token `stop` as well, and say so if it did not."""
+    path = merged / "generation_config.json"
+    with lora.reading(f"{path} cannot be read"):
+        read = path if path.is_file() else merged / "config.json"
+        settings = json.loads(read.read_text(encoding="utf-8"))
+        ends = settings.get("eos_token_id")
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if stop is None or stop in ends:
+        return
+    kept = settings if read == path else {}
+    write_json(path, {**kept, "eos_token_id": [*ends, stop]})
+    print(f"Merged: its answers end at token {stop} as well, as those that it was trained on.")

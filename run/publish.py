@@ -42,7 +42,8 @@ def command(argv: list[str]) -> None:
     args = arguments.parse_args(argv)
     inputs.prepare_libraries()
     check_access(args.repo, args.update)
-    publish(inputs.finished_run(Path(args.run)), args.repo, args.private, args.adapter_only)
+    run = inputs.finished_run(Path(args.run))
+    publish(run, args.repo, args.private, args.adapter_only, args.update)
 
 
 def check_access(repo: str, update: bool = False) -> None:
@@ -78,12 +79,18 @@ def check_access(repo: str, update: bool = False) -> None:
                     f"{repo} exists and holds {len(files)} files; choose another name, or add a "
                     "commit to it with python -m run publish RUN REPO --update"
                 )
-    except (hub.HTTPError, OSError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # an answer may be anything, also no JSON
         raise _explained(error, repo, "nothing was done") from error
 
 
 def publish(
-    run: FinishedRun, repo: str, private: bool = False, adapter_only: bool | None = None
+    run: FinishedRun,
+    repo: str,
+    private: bool = False,
+    adapter_only: bool | None = None,
+    update: bool = False,
 ) -> str:
     """Check the files of a run, and commit them; return where they are.
 
@@ -109,7 +116,9 @@ def publish(
         if adapter_only:
             tokenizer.save_pretrained(scratch)
         files: dict[str, Path | bytes] = {
-            "README.md": str(card.model_card(run.folder, repo, adapter_only, check)).encode(),
+            "README.md": str(card.model_card(run.folder, repo, adapter_only, check)).encode(
+                "utf-8", "backslashreplace"
+            ),
             **{name: run.folder / name for name in PICTURES if (run.folder / name).is_file()},
             **_folder(Path(scratch) if adapter_only else merged),
             **_folder(run.adapter, "" if adapter_only else "adapter/"),
@@ -127,8 +136,9 @@ def publish(
         try:
             api.create_repo(repo, private=private or None, exist_ok=True)
             commit = api.create_commit(repo, operations, commit_message=message)
-        except (hub.HTTPError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:
             again = f"python -m run publish {shlex.quote(str(run.folder))} {repo}"
+            again += " --adapter-only" * (adapter_only and run.config.merge) + " --update" * update
             raise _explained(error, repo, f"{again} goes on from there") from error
     print(f"Published:  {commit.repo_url.url}")
     return str(commit.repo_url.url)
@@ -181,7 +191,7 @@ def _explained(error: Exception, repo: str, again: str) -> Exception:
     if status == 403:
         return UsageError(f"this token may not write to {repo}; it needs the right to write there")
     if status == 409:
-        return UsageError(f"{repo} is taken, or is being changed by somebody; choose another name")
+        return HubError(f"{repo} is being made or changed at this moment; wait a little; {again}")
     cause: BaseException | None = error
     said: list[str] = []
     while cause is not None:

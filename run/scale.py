@@ -108,7 +108,7 @@ def write_scaled(run: FinishedRun, facts: dict[str, Any], config: Config, folder
     lora.save_adapter(model, folder / "adapter", base.name, base.revision)
     write_outcome(folder, found, size)
     if config.merge:
-        print_merge(write_merged(model, base, tokenizer, folder, config.merge_dtype))
+        print_merge(write_merged(model, base, tokenizer, folder, config))
     facts = {**facts, "scale": size, "merged": config.merge}
     write_facts(folder, facts)
     print_outcome(found, facts)

@@ -4,7 +4,6 @@ The loop itself stands there. Here is what must survive a kill, as parts with a 
 what happens around a step.
 """
 
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,8 +24,8 @@ from run.checkpoint import AdapterPart, Checkpoint, Part
 from run.commands import Stop
 from run.config import Config
 from run.console import Progress, watch_answers
-from run.errors import Stopped
-from run.folder import draw_curves, metrics_log
+from run.errors import Stopped, UsageError
+from run.folder import draw_curves, log_line, metrics_log
 from run.measuring import Clock
 from run.plan import Plan
 from run.processes import Generators, World
@@ -138,13 +137,14 @@ class Training:
         """Go on from a checkpoint, if there is one, with the optimizer too.
 
         Raises:
-            UsageError: it is of a different run.
+            UsageError: it is of a different run, or what it holds is not what a part saved.
         """
         self.parts["optimizer"] = optimizer
         if resumed:
             checkpoint.check_same_run(resumed, self.job.config, self.hashes)
-            for name, part in self.parts.items():
-                part.load_state_dict(resumed.parts[name])
+            with lora.reading(f"the checkpoint {resumed.path} cannot be used", UsageError):
+                for name, part in self.parts.items():
+                    part.load_state_dict(resumed.parts[name])
             self.budget.tokens = self.counts.budget
             where = f"step {resumed.step} of {self.steps.total}"
             print(f"Going on from {resumed.path}: {where}.", flush=True)
@@ -258,7 +258,7 @@ class Training:
         if config.eval_every and (done % config.eval_every == 0 or done == total):
             metrics |= self._evaluated(done)
         self.report(step, metrics)
-        self.log.write(json.dumps({"step": step, **metrics}) + "\n")
+        log_line(self.log, {"step": step, **metrics})
         pairs = self.steps.pairs_before(done) - self.steps.pairs_before(step)
         self.bar.advance(pairs, dpo.in_short(metrics), metrics.get("loss"))
         if log.stopped or done % config.save_every == 0 or done == total:

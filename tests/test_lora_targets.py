@@ -1,5 +1,8 @@
 """Which layers get an adapter, and which have a rank or an alpha of their own."""
 
+import contextlib
+import time
+
 import pytest
 import torch
 import transformers
@@ -204,3 +207,24 @@ def test_an_adapter_that_gives_one_weight_two_deltas_is_refused(tmp_path):
     save_adapter(model, tmp_path, "base")
     with pytest.raises(ModelError, match="share one weight"):
         load_adapter(family_model("zamba2"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pattern, said",
+    [
+        (r"((\w|\.|_|[a-z])*)*[A-Z]", "takes too long"),
+        (r"(([a-z0-9_.])*|(\w|\.)*)*[!?]", "matches no module"),
+        (r"(\w+\.?)+!", "matches no module"),
+        (r"(.*.*.*.*.*.*)*[xyz]{3}", "matches no module"),
+        ("(" * 400 + "a", "is no regular expression"),
+    ],
+)
+def test_a_pattern_that_never_ends_or_is_none_is_refused_at_once(pattern, said):
+    """Python's own `re` would take years over the first four."""
+    begun = time.process_time()
+    with pytest.raises(ModelError, match=said):
+        match_targets(small_model(), pattern)
+    with contextlib.suppress(ModelError):  # one that matches nothing is none of a layer's
+        name = "model.layers.0.self_attn.q_proj_and_a_longer_name"
+        assert Patterns({pattern: 4}).of(name, 8, 16.0) == (8, 16.0)
+    assert time.process_time() - begun < 5

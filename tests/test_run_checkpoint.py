@@ -24,7 +24,7 @@ from run import checkpoint
 from run.commands import Stop
 from run.config import Config, parse
 from run.errors import Stopped, UsageError
-from run.folder import claimed, metrics_log
+from run.folder import claimed, log_line, metrics_log
 
 LAST = Path("adapter") / "adapter_model.safetensors"
 
@@ -327,7 +327,7 @@ def test_a_checkpoint_of_an_older_format_is_refused_by_its_number(run):
     for path in checkpoint.saved(folder):
         facts = json.loads((path / checkpoint.FACTS).read_text())
         (path / checkpoint.FACTS).write_text(json.dumps(facts | {"format": 2}))
-    said = r"step-00000002 cannot be used: its format is 2, and this program reads 4"
+    said = r"step-00000002 cannot be used: its format is 2, and this program reads 5"
     with pytest.raises(UsageError, match=said):
         run("out", resume="", epochs=1)
 
@@ -381,7 +381,7 @@ def test_the_log_goes_on_where_the_checkpoint_stood(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"ste')
     with metrics_log(tmp_path, 2) as log:
-        log.write('{"step": 2}\n')
+        log_line(log, {"step": 2})
     assert path.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
 
 
@@ -663,3 +663,81 @@ def test_settings_in_a_checkpoint_are_those_of_the_run(run):
     folder = run("out", epochs=1)
     facts = checkpoint.newest(folder).facts
     assert facts["config"] == yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def edited(path, remade=True, **changes):
+    """Change facts of a checkpoint, and make its digest anew as a careful hand would."""
+    facts = json.loads((path / checkpoint.FACTS).read_text()) | changes
+    if remade:
+        facts["sha256"] = checkpoint._digest((path / checkpoint.TENSORS).read_bytes(), facts)
+    (path / checkpoint.FACTS).write_text(json.dumps(facts))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint of step 3, without a run around it."""
+    parts = {"adapter": {0: torch.ones(2)}, "counts": {"step": 3, "budget": 64}}
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        checkpoint.save(tmp_path, checkpoint.Checkpoint(3, parts, {"config": {"lr": 1.0}}), 2, log)
+    (path,) = checkpoint.saved(tmp_path)
+    assert checkpoint.load(path).step == 3
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes", [{"step": 2}, {"config": {"lr": 2.0}}, {"parts": {}}, {"data": "0"}], ids=str
+)
+def test_a_changed_fact_is_named_like_a_flipped_tensor(saved, changes):
+    edited(saved, remade=False, **changes)
+    with pytest.raises(UsageError, match=r"step-00000003 cannot be used: it is not what was"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("name", ["format", "step", "config", "parts", "structure", "sha256"])
+def test_a_fact_that_is_missing_is_named(saved, name):
+    facts = json.loads((saved / checkpoint.FACTS).read_text())
+    del facts[name]
+    (saved / checkpoint.FACTS).write_text(json.dumps(facts))
+    with pytest.raises(UsageError, match=rf"cannot be used: it (lacks '{name}'|is not what)"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"step": 2}, "it counts 3 steps, and calls itself step 2"),
+        ({"step": 10**30}, "is no count of steps or tokens"),
+        ({"step": -1}, "no valid step"),
+        ({"step": True}, "no valid step"),
+        ({"config": 3}, "no valid step or settings"),
+        ({"parts": {"['adapter'][0]": None, "['counts']['step']": 3, "['counts']['budget']": -1}},
+         "-1 is no count of steps or tokens"),
+        ({"parts": {"['adapter'][0]": None, "['counts']['step']": 3, "['counts']['budget']": "x"}},
+         "'x' is no count"),
+        ({"parts": {"['adapter'][0]": None, "['counts']['step']": 3, "['counts']['budget']": 1e9}},
+         "1000000000.0 is no count"),
+        ({"structure": "[" * 100_000}, "cannot be used"),
+    ],
+    ids=lambda value: str(value)[:60],
+)  # fmt: skip
+def test_numbers_out_of_range_are_named_also_where_the_digest_was_made_anew(saved, changes, said):
+    edited(saved, **changes)
+    with pytest.raises(UsageError, match="step-00000003 cannot be used: ") as error:
+        checkpoint.load(saved)
+    assert said in str(error.value)
+
+
+def test_a_part_that_is_missing_or_of_another_form_is_named(run, tmp_path):
+    folder = run("out", epochs=1, keep=1)
+    (path,) = checkpoint.saved(folder)
+    whole = checkpoint.load(path)
+    for parts in (
+        {name: part for name, part in whole.parts.items() if name != "optimizer"},
+        whole.parts | {"optimizer": {"state": {}, "param_groups": []}},
+        whole.parts | {"best": {}},
+    ):
+        with (folder / "metrics.jsonl").open("a") as log:
+            facts = {n: whole.facts[n] for n in ("config", "data", "base")}
+            checkpoint.save(folder, whole._replace(parts=parts, facts=facts), 1, log)
+        with pytest.raises(UsageError, match=r"the checkpoint .* cannot be used"):
+            run("out", resume="", epochs=1)

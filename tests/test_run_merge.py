@@ -9,14 +9,15 @@ import time
 import pytest
 import torch
 import transformers
-from conftest import ROOT, small_model, small_tokenizer
+from conftest import CHAT_TEMPLATE, ROOT, small_model, small_tokenizer
 from safetensors.torch import load_file
 from test_lora_merge_files import make, merged_weights
 
-from lora import Base, load_adapter, load_base, merge_lora
+from lora import Base, ModelError, load_adapter, load_base, merge_lora
 from lora.peft_format import saved_delta
 from run.__main__ import main
-from run.merge import write_merged
+from run.config import Config
+from run.merge import end_at, write_merged
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -28,15 +29,17 @@ def test_a_run_is_merged_from_its_files_as_from_memory(tmp_path, dtype):
     base, tokenizer = Base(model, "", None, tmp_path / "base"), small_tokenizer()
     embeddings = model.get_input_embeddings().weight
     embeddings.full_tensor = None  # what a weight has that is split among processes
-    found = write_merged(model, base, tokenizer, tmp_path, dtype)
+    found = write_merged(model, base, tokenizer, tmp_path, Config(merge_dtype=dtype))
     del embeddings.full_tensor
-    assert found == write_merged(model, base, tokenizer, tmp_path / "memory", dtype)
+    assert found == write_merged(
+        model, base, tokenizer, tmp_path / "memory", Config(merge_dtype=dtype)
+    )
     expected = merged_weights(tmp_path / "memory" / "merged")
     for name, weight in merged_weights(tmp_path / "merged").items():
         assert weight.dtype == (torch.float32 if dtype == "auto" else torch.bfloat16)
         assert torch.equal(weight, expected[name]), name
     embeddings.full_tensor = None
-    assert write_merged(model, base, tokenizer, tmp_path, dtype) == found
+    assert write_merged(model, base, tokenizer, tmp_path, Config(merge_dtype=dtype)) == found
 
 
 def test_tokenizer_and_generation_settings_come_along(tmp_path):
@@ -120,3 +123,43 @@ def test_a_killed_merge_leaves_no_model_under_the_name(tmp_path):
         process.kill()
         process.wait()
         assert process.returncode != 0 and not output.exists()
+
+
+def test_generation_ends_where_the_answers_of_a_chat_did(tmp_path, capsys):
+    """A base that ends at </s> (2), and a template that ends an answer with <end>."""
+    tokenizer = small_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    end = tokenizer.convert_tokens_to_ids("<end>")
+    for template, ends in (("plain", 2), ("chat", [2, end])):
+        model = make(tmp_path / template, "gemma2", torch.float32, "50KB")
+        base = Base(model, "", None, tmp_path / template / "base")
+        write_merged(model, base, tokenizer, tmp_path / template, Config(template=template))
+        path = tmp_path / template / "merged" / "generation_config.json"
+        assert json.loads(path.read_text())["eos_token_id"] == ends
+        merged = transformers.AutoModelForCausalLM.from_pretrained(path.parent)
+        assert merged.generation_config.eos_token_id == ends
+        said = f"ends at token {end} as well" if template == "chat" else ""
+        assert said.replace("ends", "end") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "settings, ends",
+    [({"eos_token_id": [1, 7]}, [1, 7]), ({"eos_token_id": 1}, [1, 7]), ({"top_k": 3}, [7]),
+     (None, [2, 7])],
+    ids=str,
+)  # fmt: skip
+def test_a_stop_token_is_added_to_those_that_there_are(tmp_path, settings, ends):
+    (tmp_path / "config.json").write_text('{"eos_token_id": 2, "hidden_size": 8}')
+    path = tmp_path / "generation_config.json"
+    if settings is not None:
+        path.write_text(json.dumps(settings))
+    end_at(tmp_path, None)
+    assert path.exists() == (settings is not None)
+    end_at(tmp_path, 7)
+    assert json.loads(path.read_text()) == {**(settings or {}), "eos_token_id": ends}
+
+
+def test_a_generation_config_that_holds_no_settings_is_named(tmp_path):
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(ModelError, match="generation_config.json cannot be read"):
+        end_at(tmp_path, 7)

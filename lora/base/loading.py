@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import get_token
-from safetensors import SafetensorError
 from torch import nn
 
 from lora.base.folders import FILES, folder_of
 from lora.base.layers import decoder_layers
 from lora.base.quantise import Quantise, keep_layout, quantisation_config
 from lora.base.rotary import rotary_by_rows
-from lora.errors import ModelError
+from lora.errors import ModelError, reading, reason
+from lora.files import expanded
 
 HEADLINE = "google/gemma-2-9b"
 HEADLINE_BYTES = 28 * 2**30  # its weights in bfloat16, 18.5 GB, and room to train
@@ -46,11 +46,10 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     if name != "auto":
         try:
-            torch.zeros(1, device=name)
+            torch.zeros(1, device=name).item()  # the meta device keeps no numbers
             return torch.device(name)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise ModelError(f"--device {name} cannot be used here ({reason})") from None
+        except Exception as error:
+            raise ModelError(f"--device {name} cannot be used here ({reason(error)})") from None
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -98,7 +97,7 @@ def load_base(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    local = name == "builtin" or Path(name).expanduser().is_dir()
+    local = name == "builtin" or expanded(name).is_dir()
     if local and revision:
         raise ModelError(f"--revision {revision} is for models of the Hub, and {name} is local")
     folder = folder_of(name, revision, FILES)
@@ -109,7 +108,7 @@ def load_base(
         more["quantization_config"] = quantisation_config(quantise)
     if quantise != "none" or device.type == "cuda":  # weights go there straight from the file
         more["device_map"] = {"": device}
-    try:
+    with reading(f"--model {name} cannot be loaded"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -121,9 +120,6 @@ def load_base(
             output_loading_info=True,
             **more,
         )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"--model {name} cannot be loaded: {reason}") from error
     absent = sorted([*report["missing_keys"], *map(str, report["mismatched_keys"])])
     if absent:  # transformers would go on with random weights there
         raise ModelError(
@@ -151,13 +147,11 @@ def skeleton(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
+    with reading(f"the base {folder} cannot be read"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         how = choose_attention(attention, config, device or torch.device("cpu"))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=how)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the base {folder} cannot be read: {error}") from error
     return model.eval().requires_grad_(False)
 
 
@@ -192,12 +186,13 @@ def load_tokenizer(name: str, revision: str | None = None) -> tuple[Any, int | N
     collecting = gc.isenabled()
     gc.disable()  # half a million merges hold no garbage, and looking for it takes over a second
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"--model {name} has no tokenizer that can be read: {reason}") from error
+        with reading(f"--model {name} has no tokenizer that can be read"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+            if limit is not None and (type(limit) is not int or limit < 2):
+                raise ValueError(f"max_position_embeddings is {limit!r}, which is no length")
+            return tokenizer, limit
     finally:
         if collecting:
             gc.enable()
