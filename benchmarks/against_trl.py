@@ -49,7 +49,7 @@ OTHERS = {
     "precompute_ref_log_probs": (False, True),
 }
 PAIRS_A_STEP = 8
-RATE = 1e-3  # the learning rate of all
+RATE, BETA = 1e-3, 0.1  # the learning rate and beta of all
 PEER = "TRL + PEFT: "  # and its settings
 
 
@@ -72,7 +72,7 @@ def ours(task):
     config = Config(
         model=task["model"], data=task["csv"], output_dir=task["folder"], merge=False,
         eval_fraction=task["held_out"], epochs=task["epochs"], dropout=0.0, anchor_weight=0.0,
-        lr=RATE, save_every=10**6, **task["settings"],  # no checkpoint, as with TRL below
+        beta=BETA, lr=RATE, save_every=10**6, **task["settings"],  # no checkpoint, as with TRL below
     )  # fmt: skip
     with own, contextlib.redirect_stdout(io.StringIO()):
         train.run(config)
@@ -114,7 +114,7 @@ def trl(task):
         config = DPOConfig(
             output_dir=task["folder"], report_to="none", save_strategy="no", disable_tqdm=True,
             logging_steps=1, num_train_epochs=1, max_steps=task["max_steps"], learning_rate=RATE,
-            beta=0.1, warmup_steps=0.1, use_cpu=device.type == "cpu", bf16=False, seed=0,
+            beta=BETA, warmup_steps=0.1, use_cpu=device.type == "cpu", bf16=False, seed=0,
             **settings,
         )  # fmt: skip
         trainer = Timed(

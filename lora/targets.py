@@ -88,14 +88,15 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
                 f"--target-modules reaches {name}, a {type(module).__name__}; LoRA here wraps "
                 "nn.Linear layers, not embeddings or whole blocks"
             )
-    otherwise = used_otherwise(model, found)
+    names = [name for name in modules if name in found]
+    otherwise = used_otherwise(model, names)
     if otherwise and targets not in (ALL, AUTO):
         name, how = next(iter(otherwise.items()))
         raise ModelError(
             f"--target-modules reaches {name}, where an adapter would be passed by: {how}; leave "
             "it out"
         )
-    return [n for n in modules if n in found and n not in otherwise]
+    return [name for name in names if name not in otherwise]
 
 
 def short_names(model: nn.Module, names: Sequence[str]) -> list[str]:

@@ -98,7 +98,7 @@ class Config:
     )
 
     beta: float = flag(
-        0.1, "a larger one keeps the policy closer to the reference", "above 0", group="DPO"
+        0.05, "a larger one keeps the policy closer to the reference", "above 0", group="DPO"
     )
     loss: str = flag(
         "sigmoid", f"the formula: {', '.join(get_args(Loss))}; or several with weights, as in "
@@ -119,10 +119,10 @@ class Config:
         0.0, "adds this much of the chosen answer's negative log-prob a token", "0 or more"
     )
     anchor_weight: float = flag(
-        0.7, "of keeping likely what the reference itself writes to the prompts", "0 or more"
+        1.0, "of keeping likely what the reference itself writes to the prompts", "0 or more"
     )
     anchor_chosen: float = flag(
-        0.3, "beside it, how much it counts if a chosen answer becomes less likely", "0 or more"
+        0.5, "beside it, how much it counts if a chosen answer becomes less likely", "0 or more"
     )
     anchor_samples: int = flag(1, "answers that the reference writes to a prompt", "1 or more")
     anchor_tokens: int = flag(16, "of such an answer at most", "1 or more")
@@ -165,7 +165,7 @@ class Config:
     )
     shuffle: Shuffle = flag("questions", "what is shuffled: whole questions or single pairs")
 
-    lr: float = flag(1e-3, "peak learning rate", "above 0", group="training")
+    lr: float = flag(1.5e-3, "peak learning rate", "above 0", group="training")
     epochs: int = flag(1, "passes over the pairs", "1 or more")
     max_steps: int | None = flag(None, "stop after this many optimizer steps", "1 or more")
     batch_size: int = flag(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -165,11 +165,11 @@ class Training:
     def _small_step(self) -> Callable[[], None]:
         """Return a pass forward and backward over a question or a few, which leaves no trace."""
         pairs = next(self.steps.from_step())
-        batch = next(data.step_batches(self.questions.train, pairs, SMALL, self.way))
+        batch = cache(lambda: next(data.step_batches(self.questions.train, pairs, SMALL, self.way)))
 
         def step() -> None:
             with torch.random.fork_rng(devices=[]):
-                dpo.answer_logps(self.model, batch.trees).sum().backward()
+                dpo.answer_logps(self.model, batch().trees).sum().backward()
             self.model.zero_grad()
 
         return step

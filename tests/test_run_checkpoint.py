@@ -254,7 +254,7 @@ def test_more_epochs_may_be_added_and_a_finished_run_changes_nothing(run):
     "more, complaint",
     [
         ({"lr": 2e-3}, "--lr was 0.001 and is 0.002"),
-        ({"rank": 4, "beta": 0.5}, "--rank was 8 and is 4, --beta was 0.1 and is 0.5"),
+        ({"rank": 4, "beta": 0.5}, "--rank was 8 and is 4, --beta was 0.05 and is 0.5"),
         ({"seed": 3}, "--seed was 0 and is 3"),
         ({"epochs": 1}, "--epochs was 4 and is 1"),
         ({"max_steps": 3}, "--max-steps was None and is 3"),
@@ -446,13 +446,13 @@ def test_out_of_memory_halves_the_budget_and_repeats_the_step_exactly(run, monke
     def starved(questions, pairs, budget, *more):
         budgets.append(budget)
         for batch in real(questions, pairs, budget, *more):
-            if len(budgets) == 4:  # the first is the plan
+            if len(budgets) == 5:  # the first two are the plan
                 raise error
             yield batch
 
     monkeypatch.setattr(data, "step_batches", starved)
     folder = run("starved", dropout=0.0)
-    assert budgets == [2048] * 4 + [1024] * 6
+    assert budgets == [2048] * 5 + [1024] * 6
     for name, tensor in load_file(folder / LAST).items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-4, atol=1e-6)
     assert checkpoint.newest(folder).parts["counts"]["budget"] == 1024

@@ -128,7 +128,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path.write_text("rank: 4\nlr: 1e-5\ntarget_modules: o_proj\nmax_steps: null\nalpha: 3\n")
     config = parse(["--config", str(path), "--rank", "2", "--no-merge"])
     assert (config.rank, config.lr, config.target_modules) == (2, 1e-5, ("o_proj",))
-    assert (config.merge, config.beta, config.alpha) == (False, 0.1, 3.0)
+    assert (config.merge, config.beta, config.alpha) == (False, 0.05, 3.0)
 
 
 def test_a_configuration_does_not_change(tmp_path):

@@ -13,8 +13,10 @@ PROGRAMS = {
     "train.py": f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')",
     "python -m run": "runpy.run_module('run', run_name='__main__', alter_sys=True)",
 }
+# A shell's background jobs ignore SIGINT, and so would what is started from one.
 WHEN_IMPORTED = """
-import os, runpy, sys
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Signal:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
@@ -24,7 +26,8 @@ sys.argv = ['program', '--help']
 {program}
 """
 AT_EXIT = """
-import atexit, os, runpy, sys
+import atexit, os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 atexit.register(os.kill, os.getpid(), {number})
 sys.argv = ['program', '--help']
 {program}

@@ -257,7 +257,7 @@ def test_layers_are_computed_again_only_where_memory_lacks(settle, capsys):
 def test_fewer_tokens_at_once_come_before_any_other_remedy(settle, capsys):
     found = settle(7.95)
     assert found.budgets == Budgets(2, 3, 4, 5) and found.checkpointing == "off"
-    assert "a quarter of the tokens" in capsys.readouterr().out
+    assert "a quarter as much is fed at once" in capsys.readouterr().out
     found = settle(6.5)
     assert found.budgets == Budgets(8, 12, 16, 20) and found.checkpointing == "on"
 
