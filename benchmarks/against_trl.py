@@ -72,7 +72,8 @@ def ours(task):
     config = Config(
         model=task["model"], data=task["csv"], output_dir=task["folder"], merge=False,
         eval_fraction=task["held_out"], epochs=task["epochs"], dropout=0.0, anchor_weight=0.0,
-        beta=BETA, lr=RATE, save_every=10**6, **task["settings"],  # no checkpoint, as with TRL below
+        beta=BETA, lr=RATE, save_every=10**6,  # no checkpoint, as with TRL below
+        **task["settings"],
     )  # fmt: skip
     with own, contextlib.redirect_stdout(io.StringIO()):
         train.run(config)

@@ -88,15 +88,15 @@ def match_targets(model: nn.Module, targets: Targets) -> list[str]:
                 f"--target-modules reaches {name}, a {type(module).__name__}; LoRA here wraps "
                 "nn.Linear layers, not embeddings or whole blocks"
             )
-    names = [name for name in modules if name in found]
-    otherwise = used_otherwise(model, names)
+    reached = [name for name in modules if name in found]
+    otherwise = used_otherwise(model, reached)
     if otherwise and targets not in (ALL, AUTO):
         name, how = next(iter(otherwise.items()))
         raise ModelError(
             f"--target-modules reaches {name}, where an adapter would be passed by: {how}; leave "
             "it out"
         )
-    return [name for name in names if name not in otherwise]
+    return [name for name in reached if name not in otherwise]
 
 
 def short_names(model: nn.Module, names: Sequence[str]) -> list[str]:
