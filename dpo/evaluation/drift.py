@@ -93,7 +93,8 @@ def remark(drift: Drift) -> str:
         said.append(
             f"The log-probs of chosen answers fell too ({drift.chosen:+.1f} nats, those of "
             f"rejected ones {drift.rejected:+.1f}): both became less likely than what the model "
-            "writes instead. A lower --lr, a larger --beta or an --sft-weight holds them up."
+            "writes instead. With anchors a larger "
+            "--anchor-chosen holds them up; else a lower --lr, a larger --beta or an --sft-weight."
         )
     kind, before, after = drift.worst_kind
     if max(drift.perplexity_after / drift.perplexity_before, after / before) > HARDER:
