@@ -122,7 +122,7 @@ class Config:
         1.0, "of keeping likely what the reference itself writes to the prompts", "0 or more"
     )
     anchor_chosen: float = flag(
-        0.4, "beside it, how much it counts if a chosen answer becomes less likely", "0 or more"
+        0.5, "beside it, how much it counts if a chosen answer becomes less likely", "0 or more"
     )
     anchor_samples: int = flag(1, "answers that the reference writes to a prompt", "1 or more")
     anchor_tokens: int = flag(16, "of such an answer at most", "1 or more")
