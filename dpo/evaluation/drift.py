@@ -11,7 +11,7 @@ from data.trees import Tokens
 from dpo.evaluation.generate import AsReference, Drawing, answers, contiguous_head
 from dpo.scoring import Scores, answer_key
 
-PROMPTS = 24  # of which an answer is drawn for the KL ...
+PROMPTS = 12  # of which an answer is drawn for the KL ...
 LONGEST = 32  # ... and its tokens at most
 FELL = 0.5  # nats; chosen answers that lose more are worth a word,
 HARDER = 1.1  # and so is a perplexity that grows by more than this factor
