@@ -136,6 +136,7 @@ def _draw_rises(axes: Any, dial: Sequence[Mapping[str, Any]], size: float) -> No
         room = max(0.05 * (high - low), 1)  # less than a percent looks like nothing
         axes.set_ylim(low - room, high + room)
     axes.axvline(size, color=GREY, linewidth=1, linestyle="--")
-    axes.set_xticks(sizes, [f"{s:.3g}" for s in sizes])
+    shown = [s for s in sizes if s == size or abs(s - size) > 0.05]  # or their labels would meet
+    axes.set_xticks(shown, [f"{s:.3g}" for s in shown])
     axes.set_title("rise of the perplexity of neutral text, %", fontsize=10)
     axes.set_xlabel("size of the adapter (dashed: the one that is left)", fontsize=9)
