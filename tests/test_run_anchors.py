@@ -32,7 +32,7 @@ def run(model_folder, questions_csv, tmp_path):
             "model": str(model_folder), "data": str(questions_csv), "dtype": "float32",
             "device": "cpu", "merge": False, "batch_size": 5, "grad_accum": 1, "lr": 3e-3,
             "epochs": 8, "output_dir": str(tmp_path / name), "anchor_weight": 1.0,
-            "anchor_samples": 3, "anchor_tokens": 6,
+            "anchor_samples": 3, "anchor_tokens": 6, "scale": "1",
         }  # fmt: skip
         return train.run(Config(**(settings | more)))
 

@@ -43,6 +43,7 @@ def run(model_folder, questions_csv, tmp_path):
             "model": str(model_folder), "data": str(questions_csv), "dtype": "float32",
             "device": "cpu", "dropout": 0.3, "epochs": 4, "lr": 1e-3, "merge": False,
             "batch_size": 5, "grad_accum": 1, "save_every": 3, "output_dir": str(tmp_path / name),
+            "scale": "1",
         }  # fmt: skip
         return train.run(Config(**(settings | more)), stop)
 

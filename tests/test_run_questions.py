@@ -30,6 +30,7 @@ def run(model_folder, questions_csv, tmp_path):
         settings = {
             "model": str(model_folder), "data": str(questions_csv), "dtype": "float32",
             "output_dir": str(tmp_path / name), "device": "cpu", "dropout": 0.0, "lr": 1e-3,
+            "scale": "1",
         }  # fmt: skip
         return train.run(Config(**(settings | more)))
 

@@ -19,6 +19,7 @@ def run(model_folder, questions_csv, tmp_path):
         settings = {
             "model": str(model_folder), "data": str(questions_csv), "dtype": "float32",
             "device": "cpu", "merge": False, "epochs": 8, "output_dir": str(tmp_path / name),
+            "scale": "1",
         }  # fmt: skip
         return train.run(Config(**(settings | more)))
 

@@ -33,6 +33,7 @@ def settings(model_folder, questions_csv, folder, **more):
     defaults = {
         "model": str(model_folder), "data": str(questions_csv), "output_dir": str(folder),
         "dtype": "float32", "device": "cpu", "dropout": 0.0, "epochs": 2, "lr": 1e-3,
+        "scale": "1",
     }  # fmt: skip
     return Config(**(defaults | more))
 
@@ -397,7 +398,7 @@ def test_few_steps_score_the_reference_of_their_questions_alone(run, monkeypatch
         return real(world, scorer, label, to_score, *known)
 
     monkeypatch.setattr(World, "scores", counted)
-    run("out", max_steps=1, batch_size=1, grad_accum=1, scale="1")
+    run("out", max_steps=1, batch_size=1, grad_accum=1)
     # One question held out and one trained. Then the reference knows the held-out one and reads 8
     # neutral paragraphs, and the adapter does both at four sizes.
     assert scored == [2, 1, 8, *[8, 1] * 4]
@@ -410,7 +411,7 @@ def test_a_revision_of_a_local_model_is_refused(run):
 
 def test_the_best_adapter_by_the_held_out_questions_is_the_one_that_is_left(run):
     """A learning rate that overshoots: the best of the evaluations is not the last."""
-    folder = run("best", lr=0.1, schedule="constant", epochs=6, eval_every=2, best="mc2", scale="1")
+    folder = run("best", lr=0.1, schedule="constant", epochs=6, eval_every=2, best="mc2")
     seen = {line["step"] + 1: line["eval/mc2"] for line in log(folder) if "eval/mc2" in line}
     assert list(seen) == [2, 4, 6, 8, 10, 12]
     best = max(seen, key=seen.__getitem__)
