@@ -33,7 +33,7 @@ def settings(model_folder, questions_csv, folder, **more):
     defaults = {
         "model": str(model_folder), "data": str(questions_csv), "output_dir": str(folder),
         "dtype": "float32", "device": "cpu", "dropout": 0.0, "epochs": 2, "lr": 1e-3,
-        "scale": "1",
+        "scale": "1", "beta": 0.1,
     }  # fmt: skip
     return Config(**(defaults | more))
 
