@@ -27,6 +27,7 @@ def run(tokenizer, questions_csv, tmp_path):
         settings = {
             "model": str(folder), "data": str(questions_csv), "dtype": "float32", "device": "cpu",
             "rank": 2, "lr": 1e-2, "epochs": 4, "output_dir": str(tmp_path / name), "scale": "1",
+            "beta": 0.1,
         }  # fmt: skip
         return train.run(Config(**(settings | more)), stop)
 
