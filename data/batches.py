@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.encode import Anchor, EncodedQuestion
 from data.question import DataError
+from data.rows import padded_tokens
 from data.trees import Tokens, TreeBatch, Trie, Way, collate, question_tries
 
 Pair = tuple[int, int]  # (question, which of its pairs)
@@ -149,30 +150,31 @@ def gather(pairs: Sequence[Pair]) -> dict[int, list[int]]:
     return by_question
 
 
-def micro_batches(sizes: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Yield indices of questions, longest first, whose fed tokens fit `token_budget` together.
+def micro_batches(
+    sizes: Sequence[Sequence[int]], token_budget: int, way: Way = "tries"
+) -> Iterator[list[int]]:
+    """Yield indices of questions, longest first, whose tokens fit `token_budget` together.
 
-    `sizes` are the tokens fed of each.
-
-    A question's tries stay together, since its pairs compare their answers; one larger than the
-    budget goes alone. Like lengths meet, which keeps padding small. The plan bounds the memory. It
-    changes no gradient but by the masks that dropout then draws.
+    `sizes` are the tokens of each question's tries; what counts are the tokens of a batch with its
+    padding. A question's tries stay together, since its pairs compare their answers; one larger
+    than the budget goes alone. Like lengths meet, which keeps padding small. The plan bounds the
+    memory. How a step is cut changes no gradient but by the masks that dropout then draws.
     """
     group: list[int] = []
-    used = 0
-    for k in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
-        if group and used + sizes[k] > token_budget:
+    used: list[int] = []
+    for k in sorted(range(len(sizes)), key=lambda k: -max(sizes[k])):
+        if group and padded_tokens([*used, *sizes[k]], way == "tries") > token_budget:
             yield group
-            group, used = [], 0
+            group, used = [], []
         group.append(k)
         used += sizes[k]
     if group:
         yield group
 
 
-def tokens_fed(tries: Sequence[Trie]) -> int:
-    """Return the tokens that a question's tries feed."""
-    return sum(len(trie.tokens) for trie in tries)
+def sizes_of(tries: Sequence[Trie]) -> list[int]:
+    """Return the tokens that each of a question's tries feeds."""
+    return [len(trie.tokens) for trie in tries]
 
 
 class AnchorBatch(NamedTuple):
@@ -243,7 +245,7 @@ def step_batches(
     shares = {q: 1.0 if weight_by == "pair" else 1 / len(pairs_of[q]) for q in read}
     whole = sum(shares[q] for q, _ in pairs)
     prompts = sum(bool(q.anchors) for q in read.values())  # of the whole step
-    for group in micro_batches([*map(tokens_fed, tries)], token_budget):
+    for group in micro_batches([*map(sizes_of, tries)], token_budget, way):
         answers = [(order[g], a) for g in group for a in texts[order[g]]]
         place = {answer: i for i, answer in enumerate(answers)}
         members = [(order[g], *pair) for g in group for pair in taken[order[g]]]
@@ -266,7 +268,7 @@ def step_batches(
                 2 * len(read[q].prompt) + len(texts[q][better]) + len(texts[q][worse])
                 for q, better, worse in members
             ),
-            fed=tokens_fed(fed),
+            fed=sum(sizes_of(fed)),
         )
 
 

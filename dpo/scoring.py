@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from data.batches import micro_batches, tokens_fed
+from data.batches import micro_batches, sizes_of
 from data.encode import EncodedQuestion
 from data.gather import Watch, unwatched
 from data.trees import Tokens, TreeBatch, Way, collate, question_tries
@@ -112,7 +112,7 @@ def scoring_batches(
             seen.update(new)
         questions = [(prompt, answers) for prompt, answers in merged.values() if answers]
         tries = [question_tries(prompt, list(new.values()), way) for prompt, new in questions]
-        for group in micro_batches([*map(tokens_fed, tries)], token_budget):
+        for group in micro_batches([*map(sizes_of, tries)], token_budget, way):
             keys = [key for q in group for key in questions[q][1]]
             yield keys, collate([trie for q in group for trie in tries[q]], way)
 

@@ -13,7 +13,7 @@ from lora.adapter import (
 )
 from lora.base.acceleration import layers_as_asked
 from lora.base.attention import attention_by_hand
-from lora.base.blocks import bytes_of_blocks, weights_in_blocks
+from lora.base.blocks import bytes_of_blocks, trim_memory, weights_in_blocks
 from lora.base.checkpointing import layers_checkpointed
 from lora.base.compiling import layers_compiled
 from lora.base.fingerprint import base_hash, fingerprint

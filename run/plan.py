@@ -1,6 +1,7 @@
 """What a run will take, before it takes it: bytes, FLOPs and seconds (`--plan`)."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import torch
 import data
 import dpo
 import lora
+from data.rows import row_length
 from dpo import Budgets
 from lora.base.checkpointing import Checkpointing
 from lora.base.quantise import Quantise
@@ -20,10 +22,12 @@ from run.config import Config
 from run.errors import UsageError
 from run.measuring import free_memory, matmul_rate, resident
 from run.processes import World
-from run.tracing import activations
+from run.tracing import activations, shapes_of
 
-# oneDNN compiles bf16 products for each shape it meets, and keeps them: bytes a step, and at most
-SHAPES = (int(4.5 * 2**20), 540 * 2**20)
+# oneDNN compiles bf16 products for each shape it meets, and keeps them up to some number: bytes of
+# a micro-batch, whose nodes and edges are those of no other, of its shape if that is new, at most
+COMPILED = (int(1.7 * 2**20), 15 * 2**20, 600 * 2**20)
+BLOCKS_PAY = 512  # tokens at once, up to which; to bring a weight into blocks is little beside more
 LOGITS = 4 * 32  # rows of float32 logits that the drift holds at once
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: codes, 8-bit scales, their own scales
 USED = 0.6  # share of the matrix products' rate that a whole epoch reached on a CPU; RESULTS.md
@@ -46,7 +50,6 @@ class Plan:
     checking: int  # the self-check
     looking: int  # drift and samples at the end: rows of logits
     program: int  # what the process held before, and products that it will compile
-    on_cpu: bool
     free: int  # beyond that
     blocks: int  # the weights once more in blocks, on a CPU, if they fit; lora/base/blocks.py
     flops: float  # of the whole run with its reference pass and both evaluations, a process
@@ -59,15 +62,10 @@ class Plan:
     def peak(self) -> int:
         """Return the memory that the run holds at most.
 
-        A GPU's allocator gives the memory of one phase to the next. The C library of a CPU keeps
-        most of it in pieces that do not fit, so that there the phases add up; but blocks are small
-        enough for what scoring left, and are given back when training ends.
+        What one phase needed, the next one has again.
         """
         held = self.program + self.weights + self.adapters
-        if not self.on_cpu:
-            return held + max(self.step, self.scoring, self.checking, self.looking)
-        run = self.step + max(self.scoring + self.looking, self.blocks)
-        return held + max(self.checking, run)
+        return held + max(self.checking, self.step + self.blocks, self.scoring + self.looking)
 
     @property
     def fits(self) -> bool:
@@ -131,7 +129,10 @@ def make(
     trained = sum(p.numel() for p in lora.adapter_parameters(model))
     fed, step, scoring = activations(model, config, work.questions, work.steps, budgets)
     body = parameters - head.numel() - (0 if embeddings is head else embeddings.numel())
-    compiled = min(SHAPES[0] * work.steps.total, SHAPES[1]) if dtype == torch.bfloat16 else 0
+    shapes = micro_batch_shapes(work, budgets)
+    if sum(area for area, _ in shapes) > BLOCKS_PAY * len(shapes):
+        blocks = 0
+    compiled = bytes_compiled(shapes) if on_cpu and dtype == torch.bfloat16 else 0
     return Plan(
         parameters=parameters,
         trained=trained,
@@ -142,8 +143,7 @@ def make(
         scoring=scoring + dequantised,
         checking=checking,
         looking=4 * LOGITS * head.shape[0],
-        program=resident(device) + (compiled if on_cpu else 0),
-        on_cpu=on_cpu,
+        program=resident(device) + compiled,
         free=free_memory(device),
         blocks=blocks if shards == 1 else 0,
         flops=epoch_flops(work, body, head.numel()) / work.processes,
@@ -152,6 +152,20 @@ def make(
         budgets=budgets,
         checkpointing=config.checkpointing,
     )
+
+
+def micro_batch_shapes(work: Work, budgets: Budgets) -> list[tuple[int, int]]:
+    """Return (tokens with padding, columns) of each micro-batch of the run, roughly."""
+    tokens = (work.questions.train.column("as_tries") + tokens_of(work.config)).tolist()
+    return [shape for pairs in work.steps.from_step()
+            for shape in shapes_of(tokens, pairs, budgets.train)]  # fmt: skip
+
+
+def bytes_compiled(shapes: Sequence[tuple[int, int]]) -> int:
+    """Return what oneDNN's products of all these shapes take."""
+    each, new, most = COMPILED
+    distinct = {(row_length(area), row_length(width)) for area, width in shapes}
+    return min(each * len(shapes) + new * len(distinct), most)
 
 
 def bytes_of_weights(model: Any, quantise: Quantise, shards: int) -> int:

@@ -5,6 +5,7 @@ micro-batch of the run goes through it, forward and backward, so that the count 
 architecture, the adapters and the head as they are.
 """
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +19,11 @@ from torch.utils._pytree import tree_leaves
 import data
 import dpo
 import lora
+from data.rows import padded_tokens
 from data.trees import Tokens, Way
 from dpo import Budgets
 from dpo.head import cells_of, words_in_a_tile
+from lora.base.attention import WIDTHS
 from run.anchors import as_planned, tokens_of
 from run.config import Config
 
@@ -56,7 +59,9 @@ def activations(
             with again, lora.norms_by_hand(model), lora.attention_by_hand(model):
                 step, fed = max(
                     (peak_by_layers(model, partial(_backward, model, batch, cells)), batch.fed)
-                    for batch in heaviest(train, steps, tokens_of(config), budgets, way)
+                    for batch in heaviest(
+                        train, steps, tokens_of(config), budgets, way, columns_kept(model)
+                    )
                 )
             model.eval()
             with torch.no_grad(), two_tiles(model, scored, cells):
@@ -73,28 +78,50 @@ def _backward(model: Any, batch: data.PairBatch, cells: int) -> None:
 
 
 def heaviest(
-    train: Any, steps: data.Steps, anchors: int, budgets: Budgets, way: Way
+    train: Any, steps: data.Steps, anchors: int, budgets: Budgets, way: Way, kept: float = math.inf
 ) -> list[data.PairBatch]:
     """Return the micro-batches of all steps that may need the most bytes.
 
-    Bytes grow with the tokens and, where attention keeps its weights P, with tokens times columns:
-    one batch is the largest by the first, and one by the second. `anchors` are the tokens that they
-    add to a question.
+    Bytes grow with the tokens, padding included. Where attention keeps its weights P, which it does
+    in rows of at most `kept` columns, they grow with tokens times columns. So there are up to three
+    batches: the largest by tokens, by their product, and by that among those that keep P. `anchors`
+    are the tokens that they add to a question.
     """
     tokens = (train.column("as_tries") + anchors).tolist()
     budget, found = budgets.training(way), {}
-    for power in (0, 1):  # of the columns
+    for power, most in ((0, math.inf), (1, math.inf), (1, kept)):
 
-        def weight(pairs: Sequence[data.Pair], power: int = power) -> int:
-            sizes = [tokens[q] for q in dict.fromkeys(q for q, _ in pairs)]
-            groups = ([sizes[k] for k in group] for group in data.micro_batches(sizes, budget))
-            most: int = max(sum(group) * max(group) ** power for group in groups)
-            return most
+        def weight(pairs: Sequence[data.Pair], power: int = power, most: float = most) -> int:
+            shapes = shapes_of(tokens, pairs, budget)
+            return max((area * width**power for area, width in shapes if width <= most), default=0)
 
         step = data.step_batches(train, max(steps.from_step(), key=weight), budget, way)
-        batch = max(step, key=lambda b: b.trees.tokens.numel() * b.trees.tokens.shape[1] ** power)
-        found[batch.trees.tokens.shape] = batch
+        shapes = {batch.trees.tokens.shape: batch for batch in step}
+        fit = [shape for shape in shapes if shape[1] <= most]
+        if fit:
+            shape = max(fit, key=lambda shape: shape.numel() * shape[1] ** power)
+            found[shape] = shapes[shape]
     return list(found.values())
+
+
+def shapes_of(
+    tokens: Sequence[int], pairs: Sequence[data.Pair], token_budget: int
+) -> list[tuple[int, int]]:
+    """Return (tokens with padding, columns) of each micro-batch of a step, roughly.
+
+    `tokens` are those of each question's trie, of which none is built.
+    """
+    sizes = [[tokens[q]] for q in dict.fromkeys(q for q, _ in pairs)]
+    groups = ([sizes[k][0] for k in group] for group in data.micro_batches(sizes, token_budget))
+    return [(padded_tokens(group), max(group)) for group in groups]
+
+
+def columns_kept(model: Any) -> float:
+    """Return the columns up to which attention keeps its weights for backward."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 1
+    width: float = getattr(config, "head_dim", None) or config.hidden_size / heads
+    return WIDTHS * width
 
 
 class Allocations(TorchDispatchMode):

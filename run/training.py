@@ -35,6 +35,7 @@ from run.trackers import tracked
 
 Batch = TypeVar("Batch")
 SMALL = 128  # tokens, of the step that the number of threads is tried on
+LARGE = 1024  # tokens, of a batch whose pieces of memory the C library should not keep
 
 
 class Job(NamedTuple):
@@ -191,6 +192,7 @@ class Training:
         done = self.steps.pairs_before(first)
         self.bar = Progress("Training", self.steps.pairs, "pairs", done=done)
         in_blocks = self.plan.blocks > 0
+        lora.trim_memory()  # of the reference's batches
         layers = lora.layers_as_asked(
             self.model, config.compile, config.checkpointing, self.steps.total, in_blocks
         )
@@ -200,6 +202,7 @@ class Training:
             job.stop.patient = True
             yield
         job.stop.patient = False
+        lora.trim_memory()
         self.bar.close()
         job.clock.lap("train")
 
@@ -218,6 +221,8 @@ class Training:
             batches = self.kept_in_step(batches, self.reference.passes)
         for batch in batches:
             yield batch.to(self.model.device)
+            if self.model.device.type == "cpu" and batch.trees.tokens.numel() > LARGE:
+                lora.trim_memory()
 
     def kept_in_step(self, batches: Iterable[Batch], passes: int = 1) -> Iterator[Batch]:
         """Yield the batches, and then pass through the layers while other processes have some."""

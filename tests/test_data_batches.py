@@ -229,9 +229,22 @@ def test_lengths_are_those_of_the_answers_stop_token_included():
 
 
 def test_micro_batches_respect_the_budget_and_keep_a_question_whole():
-    lengths = [5, 3, 9, 4, 20]
+    lengths = [[5], [3], [9], [4], [20]]
     groups = list(micro_batches(lengths, 10))
     assert groups == [[4], [2], [0, 3], [1]]  # 20 alone; 9; 5 + 4; 3
+
+
+def test_micro_batches_count_the_padding_of_long_tries_and_of_plain_rows():
+    """400 + 290 + 210 = 900 tokens, but three rows of 400: within 1,000 are two of them.
+
+    Of 120 + 90 + 60 tokens, which one row holds, three plain rows have 360 tokens.
+    """
+    assert list(micro_batches([[210], [400], [290]], 1000)) == [[1, 2], [0]]
+    assert list(micro_batches([[210], [400], [290]], 1200)) == [[1, 2, 0]]
+    short = [[90, 60], [120]]  # a question of two rows and one of one
+    assert list(micro_batches(short, 300)) == [[1, 0]]
+    assert list(micro_batches(short, 300, "rows")) == [[1], [0]]
+    assert list(micro_batches(short, 360, "rows")) == [[1, 0]]
 
 
 def test_held_out_prompts_are_disjoint_from_training_and_depend_on_the_seed():

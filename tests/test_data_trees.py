@@ -133,6 +133,17 @@ def test_packing_by_hand():
     assert pack_rows([110, 105, 54, 53]) == [(0, 0), (1, 0), (2, 0), (2, 54)]
 
 
+def test_long_tries_fill_rows_that_are_little_longer_than_the_longest():
+    """900 + 500 + 400: two rows of 912, where a row for each 256 tokens would make three of 912.
+
+    Two rows of 1,000 + 600 + 500 tokens are 1,104 long, and three 1,008. Alone, each has its own.
+    """
+    assert pack_rows([500, 900, 400]) == [(1, 0), (0, 0), (1, 500)]
+    assert pack_rows([1000, 600, 500]) == [(0, 0), (1, 0), (1, 600)]
+    assert pack_rows([1000, 900]) == [(0, 0), (1, 0)]
+    assert pack_rows([300, 290, 280]) == [(0, 0), (1, 0), (2, 0)]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_rows_of_questions_like_truthfulqas_hold_less_than_five_percent_of_padding(seed):
     rng = random.Random(seed)

@@ -21,7 +21,7 @@ from run.config import Config
 from run.errors import UsageError
 from run.plan import Plan, Work, _stored, epoch_flops
 from run.processes import World
-from run.tracing import Allocations, heaviest, peak_by_layers, traced_peak, two_tiles
+from run.tracing import Allocations, columns_kept, heaviest, peak_by_layers, traced_peak, two_tiles
 
 
 def test_allocations_are_counted_once_and_until_they_are_gone():
@@ -183,25 +183,31 @@ def planned(free, **changes):
     values = {
         "parameters": 100, "trained": 1, "weights": 4 * gib, "adapters": gib, "step": 3 * gib,
         "step_tokens": 9, "scoring": 2 * gib, "checking": 0, "looking": 0, "program": gib,
-        "on_cpu": False, "free": free, "blocks": 0, "flops": 6e12, "rate": 1e12,
+        "free": free, "blocks": 0, "flops": 6e12, "rate": 1e12,
     }  # fmt: skip
     return Plan(**(values | changes))
 
 
-def test_the_phases_share_their_memory_on_a_gpu_and_add_up_on_a_cpu():
+def test_what_one_phase_needed_the_next_one_has_again():
     assert planned(0).peak == 9 * 2**30
-    assert planned(0, on_cpu=True, looking=2**30).peak == 12 * 2**30
     assert planned(0, scoring=5 * 2**30).peak == 11 * 2**30
-    for on_cpu, rest in ((False, 3), (True, 5)):  # a step, or a step and scoring
-        assert planned(0, checking=rest * 2**30, on_cpu=on_cpu).peak == (6 + rest) * 2**30
-        assert planned(0, checking=(rest + 1) * 2**30, on_cpu=on_cpu).peak == (7 + rest) * 2**30
+    assert planned(0, looking=2**30, scoring=5 * 2**30).peak == 12 * 2**30  # both at the end
+    assert planned(0, checking=3 * 2**30).peak == 9 * 2**30
+    assert planned(0, checking=4 * 2**30).peak == 10 * 2**30
     assert planned(8 * 2**30).fits and not planned(8 * 2**30 - 1).fits
     assert planned(0).seconds == pytest.approx(6 / plan.USED)
     assert "(1.00% of the parameters)" in planned(0).lines()[0][1]
     assert "weights 4,096 MiB; adapters" in planned(0).lines()[0][1]
-    blocks = planned(0, on_cpu=True, blocks=4 * 2**30, looking=2**30)  # 4 instead of 2 + 1
+    blocks = planned(0, blocks=4 * 2**30)  # beside a step
     assert blocks.peak == 13 * 2**30
     assert "weights 4,096 MiB, in blocks 4,096 MiB more; adapters" in blocks.lines()[0][1]
+
+
+def test_what_compiled_products_take_by_hand(monkeypatch):
+    """Three micro-batches, two of them of one shape when rounded to 16: 3 x 1 + 2 x 10."""
+    monkeypatch.setattr(plan, "COMPILED", (1, 10, 100))
+    assert plan.bytes_compiled([(100, 50), (112, 60), (200, 60)]) == 23
+    assert plan.bytes_compiled([(16 * k, 16) for k in range(20)]) == 100
 
 
 class Among(World):
@@ -228,7 +234,7 @@ def settle(monkeypatch, model_folder):
             weights = (4 if shards == 1 else 2) * 2**30
             values = {
                 "step": step, "scoring": 0, "weights": weights, "shards": shards,
-                "budgets": budgets, "blocks": blocks, "on_cpu": blocks > 0,
+                "budgets": budgets, "blocks": blocks,
                 "checkpointing": config.checkpointing,
             }  # fmt: skip
             return planned(int(free * 2**30), **values)
@@ -426,7 +432,8 @@ def test_the_heaviest_micro_batches_of_all_steps_are_found_by_tokens_and_by_colu
     """Answers of 4 tokens without a common one add 6 to a prompt: 600, 15 and 300 tokens a trie.
 
     One of 600 has the most columns, 608, and 60 of 15 have the most tokens, 900 in rows of 240.
-    Two of 300 have fewer of both. A budget of 500 parts the 60 into 33 and 27.
+    Two of 300 have 608 in rows of 304: the most tokens times columns where rows have at most 500. A
+    budget of 500 parts the 60 into 33 and 27.
     """
 
     def question(prompt):
@@ -438,7 +445,17 @@ def test_the_heaviest_micro_batches_of_all_steps_are_found_by_tokens_and_by_colu
     most, widest = heaviest(questions, steps, 0, Budgets(train=1000), "tries")
     assert most.fed == 900 and most.trees.tokens.shape == (4, 240)
     assert widest.fed == 600 and widest.trees.tokens.shape == (1, 608)
+    (_, kept) = heaviest(questions, steps, 0, Budgets(train=1000), "tries", kept=500)[1:]
+    assert kept.fed == 600 and kept.trees.tokens.shape == (2, 304)
     batches = heaviest(questions, steps, 0, Budgets(train=500), "tries")
     assert [batch.fed for batch in batches] == [600]
-    batches = heaviest(questions, steps, 0, Budgets(train=1000), "rows")
-    assert [tuple(b.trees.tokens.shape) for b in batches] == [(82, 12), (2, 597)]
+    batches = heaviest(questions, steps, 0, Budgets(train=1200), "rows")
+    assert [tuple(b.trees.tokens.shape) for b in batches] == [(100, 12), (2, 597)]
+
+
+@pytest.mark.parametrize(("head_dim", "columns"), [(8, 16), (None, 32)])
+def test_how_long_rows_keep_their_attention_weights_is_read_from_the_head(head_dim, columns):
+    config = type("C", (), {"head_dim": head_dim, "hidden_size": 64, "num_attention_heads": 4})()
+    model = type("M", (), {})()
+    model.config = type("C", (), {"get_text_config": lambda self: config})()
+    assert columns_kept(model) == columns

@@ -22,6 +22,7 @@ from transformers.masking_utils import eager_mask
 from lora.base.layers import decoder_layers
 
 NAME = "by_hand"  # among the ways of attention that transformers knows
+WIDTHS = 2  # of a head: longer rows keep no P, which is then larger than Q, K and V
 
 
 class _Attention(torch.autograd.Function):
@@ -36,7 +37,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         p, t = weights(q, k, mask, s, cap)
         ctx.s, ctx.cap = s, cap
-        ctx.again = k.shape[1] > 2 * k.shape[2]  # P (L G, N) is then larger than Q, K and V
+        ctx.again = k.shape[1] > WIDTHS * k.shape[2]
         ctx.save_for_backward(q, k, v, *((mask, None) if ctx.again else (p, t)))
         return p @ v
 

@@ -119,8 +119,7 @@ def weights_in_blocks(model: Any, on: bool = True) -> Iterator[int]:
             layer.__class__ = nn.Linear
             vars(layer).pop("blocks", None)
         if layers:
-            with suppress(OSError, AttributeError):  # glibc would keep what was freed
-                ctypes.CDLL(None).malloc_trim(0)
+            trim_memory()
 
 
 def _in_blocks(weight: Tensor) -> Tensor:
@@ -136,3 +135,12 @@ def blocks_work() -> bool:
     except (AttributeError, RuntimeError):  # no oneDNN, or none for bfloat16
         return False
     return torch.allclose(found, F.linear(weight, weight), rtol=2**-7, atol=2**-7)
+
+
+def trim_memory() -> None:
+    """Give the system back what was freed; glibc keeps it, in pieces that later tensors do not fit.
+
+    Another C library has no such call, and then nothing is done.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
