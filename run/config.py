@@ -6,7 +6,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -466,7 +466,8 @@ def parse(
     Raises:
         UsageError: a flag, a value or the file is wrong.
     """
-    if "--reference-adapter" in (sys.argv[1:] if argv is None else argv):
+    given = sys.argv[1:] if argv is None else argv
+    if "--reference-adapter" in given:
         raise UsageError(
             f"--reference-adapter is gone: {ADAPTER_NOW.format('--reference adapter')}"
         )
@@ -513,7 +514,22 @@ def parse(
     if positional and (named := settings.pop("named")):
         settings[positional] = named
     values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    (config := Config(**values)).validate()
+    return _validated(Config(**values), file, given)
+
+
+def _validated(config: Config, file: Path | None, given: Sequence[str]) -> Config:
+    """Return the configuration once it is checked; a message about a file's setting names the file.
+
+    Raises:
+        UsageError: as `Config.validate`.
+    """
+    try:
+        config.validate()
+    except UsageError as error:
+        flag = str(error).partition(" ")[0]  # the setting that the message begins with
+        if file is None or flag in {word.partition("=")[0] for word in given}:
+            raise
+        raise UsageError(f"--config {file}: {error}") from None
     return config
 
 
