@@ -7,6 +7,7 @@ share one.
 """
 
 import contextlib
+import gc
 import multiprocessing
 import resource
 import signal
@@ -66,6 +67,7 @@ def limited(work: Callable[[Item], Result], items: Sequence[Item], what: str) ->
 def _compute(work: Callable[[Any], Any], items: Any, theirs: Connection, ours: Connection) -> None:
     """Send (True, result) for each item, or at last (False, error)."""
     theirs.close()  # so that nothing is sent to a parent that is gone
+    gc.freeze()  # what the parent has is neither copied nor freed here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a terminal sends the parent, too
     for number in (signal.SIGTERM, signal.SIGPROF):
         signal.signal(number, signal.SIG_DFL)

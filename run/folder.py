@@ -123,7 +123,7 @@ def _in_other_hands(folder: Path) -> str:
     What root owns is trusted, and a file's mode is no matter where nobody else reaches it.
     """
     closed = not folder.stat().st_mode & 0o077
-    for path in (folder, *folder.iterdir()):
+    for path in (folder.resolve(), *folder.iterdir()):
         with contextlib.suppress(FileNotFoundError):  # another run has just replaced it
             about = path.lstat()
             if about.st_uid not in (os.getuid(), 0):

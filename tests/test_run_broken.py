@@ -218,6 +218,13 @@ def test_a_pipe_or_a_folder_where_a_file_should_be_is_named(refused, tmp_path):
     [
         (["--batch-size", 10**30], f"--batch-size {10**30} must be below"),
         (["--max-length", 2**31], "--max-length 2147483648 must be below"),
+        (
+            ["--rank-pattern", "v_prjo=2"],
+            "--rank-pattern 'v_prjo' matches no layer with an adapter",
+        ),
+        (["--alpha-pattern", "down_proj=2"], "--alpha-pattern 'down_proj' matches no layer"),
+        (["--target-modules", "((((a{99}){99}){99}){99})"], "is too long, or repeats too much"),
+        (["--target-modules", "|".join("a" * i for i in range(400))], "is too long, or repeats"),
         (["--device", "meta"], "--device meta cannot be used here"),
         (["--device", "hpu"], "--device hpu cannot be used here"),
         (["--adapter", "~nobody-here/a"], "~nobody-here/a is no adapter"),
@@ -415,3 +422,27 @@ def test_a_home_that_is_none_is_no_trouble(tmp_path, model_folder, questions_csv
     argv = ["--model", model_folder, "--data", questions_csv, "--plan", "--output-dir", "out"]
     done = python_process(tmp_path, ["-c", code, *map(str, argv)], **clean)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_an_adapter_that_a_last_step_has_ruined_is_not_saved(
+    model_folder, questions_csv, tmp_path, monkeypatch, capsys
+):
+    def step(optimizer, *_):
+        for group in optimizer.param_groups:
+            group["params"][0].data.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    argv = ["--model", model_folder, "--data", questions_csv, "--device", "cpu", "--max-steps", "1"]
+    assert train.main([*map(str, argv), "--output-dir", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert "step 0 left an adapter that is not finite; try a lower --lr" in said
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_text_leaves_room_for_what_a_model_writes_behind_its_prompt(tokenizer):
+    """Of 512 positions 48 are for samples, or as many as anchors have, but never more than half."""
+    for config, limit, longest in (
+        (Config(), 512, 464), (Config(anchor_tokens=100), 512, 412), (Config(), 60, 30),
+        (Config(max_length=500), 512, 500), (Config(), None, None),
+    ):  # fmt: skip
+        assert config.text_settings(tokenizer, limit).max_length == longest

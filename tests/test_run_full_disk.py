@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 import lora
 import train
+from run.console import print_rows
 from run.folder import log_line, metrics_log, write_refused
 
 LEVELS = 20
@@ -159,6 +160,12 @@ def test_libraries_in_rust_are_understood_and_other_errors_are_left_alone(tmp_pa
     with pytest.raises(PermissionError) as error, lora.writing(path):
         raise PermissionError(errno.EACCES, "no", "elsewhere")
     assert error.value.filename == "elsewhere"
+
+
+def test_an_output_that_is_closed_is_no_trouble(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr(train, "run", lambda *_: print_rows([("a", "b")]))
+    assert train.main([]) == 0 and capsys.readouterr().err == ""
 
 
 def test_an_output_that_has_no_room_is_one_line(tmp_path):
