@@ -1,9 +1,9 @@
 """Somebody else's program, as a chat template is one, in bounded time and memory.
 
-It computes in a child process. A single operation can take hours, `10**10**8` or a comparison of
-two lists that hold themselves twice, forty deep, and Python sees a signal only behind it; the
-system ends a process at any instant. A child of `fork` starts within milliseconds, and many rows
-share one.
+It computes in a child process. A single operation, such as `10**(10**9)`, can take hours, and Python
+handles a signal only after it, while the system can end a process at any instant. To refuse such
+operations while parsing would not do: two lists nested forty deep are compared in one operation,
+too. A child made by `fork` starts within milliseconds, and many rows share one.
 """
 
 import contextlib

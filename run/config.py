@@ -161,7 +161,7 @@ class Config:
     prompt_format: str | None = flag(None, "of the plain template; {} is the text")
     answer_format: str | None = flag(None, "likewise")
     max_length: int | None = flag(
-        None, "tokens of prompt and answer; default the model's own", "2 or more"
+        None, "tokens of prompt and answer; default nearly all that the model reads", "2 or more"
     )
     truncate: Truncate = flag(
         "drop", "what to do with longer questions: drop them, cut their prompt's beginning, or stop"

@@ -21,9 +21,10 @@ for _number in (signal.SIGINT, signal.SIGTERM):
 
 
 def _say(kind: type[BaseException], error: BaseException, _: Any) -> None:
+    said = " ".join(f"{kind.__name__}: {error}".split())
     print(
-        f"{sys.argv[0]}: a library cannot be loaded: {kind.__name__}: {error}; "
-        "pip install -c constraints.txt -e . installs all; --debug shows more",
+        f"{sys.argv[0]}: a library cannot be loaded: {said}; pip install -c constraints.txt -e . "
+        "installs what is needed, and --debug shows more",
         file=sys.stderr,
     )
 
