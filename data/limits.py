@@ -1,6 +1,6 @@
 """Somebody else's program, as a chat template is one, in bounded time and memory.
 
-It computes in a child process. A single operation, such as `10**(10**9)`, can take hours, and Python
+It computes in a child process. A single operation, such as `10**(10**9)`, can take hours. Python
 handles a signal only after it, while the system can end a process at any instant. To refuse such
 operations while parsing would not do: two lists nested forty deep are compared in one operation,
 too. A child made by `fork` starts within milliseconds, and many rows share one.
