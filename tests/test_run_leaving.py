@@ -51,6 +51,16 @@ def test_a_signal_when_all_is_done_leaves_without_a_word(tmp_path):
     assert (done.returncode, done.stderr) == (130, "")
 
 
+@pytest.mark.parametrize("size", ["abc", "2"])
+def test_processes_that_nobody_started_are_one_line(monkeypatch, capsys, size):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert train.main(["--plan"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said.count("\n") == 1 and "WORLD_SIZE is set, and the processes of torchrun cannot" in said
+    )
+
+
 def test_a_program_that_ignores_signals_goes_on_ignoring_them(tmp_path):
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import run.leaving\n"
