@@ -146,7 +146,7 @@ def metrics_log(folder: Path | None, step: int) -> FileIO:
     if folder is None:
         return open(os.devnull, "ab", buffering=0)
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
     write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) < step))
     return path.open("ab", buffering=0)
 

@@ -38,6 +38,7 @@ def prepare_libraries() -> None:
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    os.environ.pop("MPLBACKEND", None)  # pictures go into files, and a wrong one would stop them
     names, file = ("HF_TOKEN", "ACCESS_TOKEN"), Path(".env")
     found = [os.environ.get(name) for name in names]
     if not any(found) and file.exists():

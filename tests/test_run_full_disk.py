@@ -149,6 +149,14 @@ def test_a_line_of_the_log_is_whole_or_absent(disk):
     assert text.endswith("\n") and steps == list(range(len(steps))) and len(steps) > 100
 
 
+def test_lines_of_the_log_that_a_disk_has_damaged_are_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 0}\n{"st\xff\xfe": 1}\n\0\0\n{"step": 2}\n')
+    with metrics_log(tmp_path, 3) as log:
+        log_line(log, {"step": 3})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in text.splitlines()] == [0, 2, 3]
+
+
 def test_libraries_in_rust_are_understood_and_other_errors_are_left_alone(tmp_path, tokenizer):
     path = tmp_path / "tokenizer.json"
     with files_up_to(100), pytest.raises(OSError, match="tokenizer.json") as error:
