@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, python_process
@@ -171,9 +172,12 @@ def test_libraries_in_rust_are_understood_and_other_errors_are_left_alone(tmp_pa
 
 
 def test_an_output_that_is_closed_is_no_trouble(monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdout", None)
     monkeypatch.setattr(train, "run", lambda *_: print_rows([("a", "b")]))
-    assert train.main([]) == 0 and capsys.readouterr().err == ""
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", None)
+        assert train.main([]) == 0
+        sys.stdout.close()
+    assert capsys.readouterr().err == ""
 
 
 def test_an_output_that_has_no_room_is_one_line(tmp_path):

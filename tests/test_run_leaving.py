@@ -108,8 +108,8 @@ def test_after_the_adapter_is_written_resume_finishes_the_rest_without_training(
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_library_that_is_not_there_is_one_line(tmp_path, program):
-    code = f"import runpy, sys; sys.modules['dotenv'] = None\n{PROGRAMS[program]}"
+    code = f"import runpy, sys; sys.modules['platformdirs'] = None\n{PROGRAMS[program]}"
     done = python_process(tmp_path, ["-c", code])
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert "a library cannot be loaded: ModuleNotFoundError: import of dotenv halted" in done.stderr
+    assert "a library cannot be loaded: ModuleNotFoundError: import of platformdirs" in done.stderr
     assert "Traceback" in python_process(tmp_path, ["-c", code, "--debug"]).stderr
