@@ -35,7 +35,7 @@ def epoch_order(
     order = list(range(len(counts)))
     rng.shuffle(order)  # as `question_order`
     if shuffle == "questions":
-        return _few_cut(order, counts, pairs_per_step)
+        return _few_cut(order, counts, min(pairs_per_step, sum(counts)))
     pairs = [(q, k) for q in order for k in range(counts[q])]
     rng.shuffle(pairs)
     return pairs

@@ -46,9 +46,12 @@ def chat_frame(tokenizer: Any, template_kwargs: str = "{}") -> Frame:
     asked, said = "\ue000", "\ue001"
     given = json.loads(template_kwargs)
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-    with limited("--template chat: a conversation of two turns"):
-        twice = _apply(tokenizer, [*turns, *turns], "", **given)
-        tail = _apply(tokenizer, turns, "", **given).rpartition(said)[2]
+    both = [*turns, *turns], turns
+    (twice, once), = limited(
+        lambda some: [_apply(tokenizer, each, "", **given) for each in some], [both],
+        "--template chat: a conversation of two turns",
+    )  # fmt: skip
+    tail = once.rpartition(said)[2]
     between = twice.split(asked)  # frames of earlier turns
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special} | {*tokenizer.all_special_tokens}
@@ -247,7 +250,7 @@ def _apply(tokenizer: Any, turns: list[dict[str, Any]], place: str, **more: Any)
         if len(text) > LONG and len(text) > LONG + 10 * len(json.dumps(turns)):
             raise ValueError(f"it makes {len(text):,} letters of this")
         return text
-    except (TimeoutError, MemoryError):  # of `limited`, which is no matter of one row
+    except MemoryError:  # of `limited`, which is no matter of one row
         raise
     except Exception as error:  # it is a program: there is nothing that it cannot raise
         raise DataError(

@@ -180,11 +180,11 @@ def _rows(
     items = iter(zip(numbered, watch(preferences, "Encoding", len(preferences)), strict=True))
     bad = BadRows(text.skip_bad)
     while some := list(itertools.islice(items, ROWS_AT_ONCE)):
-        texts = []
-        with limited(f"--template {text.template}: a row's text") as anew:
-            for _, p in some:
-                anew()
-                texts.append(_rendered(p, tokenizer, text, frame))
+        every, work = [p for _, p in some], partial(_rendered, tokenizer, text, frame)
+        if text.template == "chat":
+            texts = limited(work, every, "--template chat: a row's text")
+        else:
+            texts = list(map(work, every))
         tokenized = _tokenize(texts, tokenizer, text.template, frame)
         for (number, p), rendered, found in zip(some, texts, tokenized, strict=True):
             bad.rows += 1
@@ -201,7 +201,7 @@ def _rows(
 
 
 def _rendered(
-    p: Preference, tokenizer: Any, text: TextSettings, frame: Frame | None
+    tokenizer: Any, text: TextSettings, frame: Frame | None, p: Preference
 ) -> Rendered | DataError:
     try:
         return render(p, tokenizer, text, frame)

@@ -27,7 +27,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from data.batches import PairBatch
 from data.encode import Anchor
 from data.trees import Tokens
-from dpo.evaluation.generate import contiguous_head, left_padded
+from dpo.evaluation.generate import contiguous_head, keeps_cache, left_padded
 from dpo.head import head_of, token_logits, token_logps
 from dpo.logps import over_paths, own_scores, predicting
 
@@ -130,7 +130,7 @@ def _drawn(
         out = model.generate(
             input_ids=rows, attention_mask=seen, max_new_tokens=sampling.tokens, do_sample=False,
             eos_token_id=stop, pad_token_id=stop, logits_processor=LogitsProcessorList([draw]),
-            **given,
+            use_cache=shared or keeps_cache(model), **given,
         )  # fmt: skip
     found = []
     words, logps = (torch.stack(x, 1).cpu().numpy() for x in (draw.words, draw.logps))

@@ -39,4 +39,4 @@ from lora.merging import merge_lora, merged_weight, save_merged
 from lora.peft_format import load_adapter, read_adapter, save_adapter
 from lora.rounding import Rounding, allowed_difference, merge_rounding, stored_dtype
 from lora.scaling import adapter_scaled, scale_adapter
-from lora.targets import Patterns, as_targets, left_out, short_names
+from lora.targets import Patterns, as_targets, by_pattern, left_out, short_names

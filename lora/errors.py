@@ -41,8 +41,13 @@ def is_failure(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of what an error says, with its kind where the words need it."""
-    first = next(iter(str(error).strip().splitlines()), "")
+    """Return the first line of what an error says, with its kind where the words need it.
+
+    A line that ends in a colon goes on in the next one.
+    """
+    first, *rest = str(error).strip().splitlines() or [""]
+    if first.endswith(":") and rest:
+        first += f" {rest[0].strip()}"
     if first and isinstance(error, OSError | ValueError | ImportError):
         return first
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -1,7 +1,9 @@
 """Which layers get an adapter, by PEFT's rules of naming."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import regex
@@ -16,6 +18,7 @@ ALL, AUTO = "all-linear", "auto"
 USUAL = ("q_proj", "v_proj")
 Value = TypeVar("Value")
 SECONDS = 0.05  # of computing that one match may take, where microseconds are usual
+LETTERS, REPEATED = 2**16, 2**16  # of a pattern, and in all its {n} together: compiled in seconds
 
 
 class Patterns(NamedTuple):
@@ -190,9 +193,25 @@ def _matches(pattern: str, name: str, shown: str = "") -> bool:
         ModelError: it is none, or tries so many ways that it would never end.
     """
     try:
-        return bool(regex.fullmatch(pattern, name, timeout=SECONDS))
-    except (regex.error, RecursionError, MemoryError, OverflowError) as error:
-        said = f"is no regular expression: {error}"
+        return bool(compiled(pattern).fullmatch(name, timeout=SECONDS))
+    except ModelError as error:
+        said = str(error)
     except TimeoutError:
         said = f"takes too long on {name}; write it without a repetition within a repetition"
-    raise ModelError(f"the pattern {shown or pattern!r} of layers {said}")
+    raise ModelError(f"the pattern {(shown or pattern)[:200]!r} of layers {said}")
+
+
+@cache
+def compiled(pattern: str) -> regex.Pattern[str]:
+    """Compile a regular expression, which may be a stranger's.
+
+    Raises:
+        ModelError: it is none, or one that would take minutes to compile.
+    """
+    counts = (int(n[:9]) for n in re.findall(r"(\d+)\}", pattern))
+    if len(pattern) > LETTERS or math.prod(max(n, 1) for n in counts) > REPEATED:
+        raise ModelError("is too long, or repeats too much; write it with fewer letters and {n}")
+    try:
+        return regex.compile(pattern)
+    except (regex.error, RecursionError, MemoryError, OverflowError) as error:
+        raise ModelError(f"is no regular expression: {error}") from None

@@ -60,6 +60,7 @@ def guarded(
 
     An error is one line; `--debug` shows where it came from. Of several processes the first speaks.
     """
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # closed by who started it
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot write a letter shows its code
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

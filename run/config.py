@@ -4,9 +4,8 @@ import argparse
 import dataclasses
 import json
 import math
-import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -32,8 +31,9 @@ from lora.base.checkpointing import Checkpointing
 from lora.base.compiling import Compile
 from lora.base.quantise import Quantise
 from lora.base.sharding import Shard
-from lora.errors import reading
+from lora.errors import ModelError, reading
 from lora.files import expanded, write_text
+from lora.targets import compiled
 from run.errors import Parser, UsageError, closest
 
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
@@ -55,6 +55,9 @@ RANGES: dict[str, Callable[[Any], object]] = {  # what a value must be, and whet
     "at least one name": len,
 }
 LARGEST = 2**31  # of a count, so that the product of two is a machine's number
+HUGE = 1e30  # of any other number, so that the product of a few is finite
+MOST_THREADS = 1024
+WRITTEN = 48  # tokens that a model writes behind a prompt, or --anchor-tokens if they are more
 ADAPTER_NOW = "with an adapter it is the default; write nothing, or `{}`"
 Number = TypeVar("Number", int, float)
 
@@ -158,7 +161,7 @@ class Config:
     prompt_format: str | None = flag(None, "of the plain template; {} is the text")
     answer_format: str | None = flag(None, "likewise")
     max_length: int | None = flag(
-        None, "tokens of prompt and answer; default the model's own", "2 or more"
+        None, "tokens of prompt and answer; default nearly all that the model reads", "2 or more"
     )
     truncate: Truncate = flag(
         "drop", "what to do with longer questions: drop them, cut their prompt's beginning, or stop"
@@ -230,8 +233,8 @@ class Config:
             value, what = getattr(self, item.name), item.metadata["range"]
             if what and value is not None and not RANGES[what](value):
                 raise UsageError(f"{_flag(item.name)} {value} must be {what}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UsageError(f"{_flag(item.name)} {value} must be finite")
+            if isinstance(value, float) and not abs(value) <= HUGE:
+                raise UsageError(f"{_flag(item.name)} {value} must be finite, {HUGE:g} at most")
             if type(value) is int and value >= LARGEST and item.name != "seed":
                 raise UsageError(f"{_flag(item.name)} {value} must be below {LARGEST}")
             if "\0" in str(value):
@@ -297,8 +300,8 @@ class Config:
         """
         if self.threads == "auto":
             return None
-        if not self.threads.isdecimal() or not int(self.threads):
-            raise UsageError(f"--threads {self.threads} must be a whole number above 0, or auto")
+        if not self.threads.isdecimal() or not 1 <= int(self.threads[:9]) <= MOST_THREADS:
+            raise UsageError(f"--threads {self.threads} must be 1 to {MOST_THREADS}, or auto")
         return int(self.threads)
 
     @property
@@ -331,7 +334,9 @@ class Config:
         prompt_format, answer_format = (
             text and text.replace("\\n", "\n") for text in (self.prompt_format, self.answer_format)
         )
-        longest, given = self.max_length or limit, self.given_to_template()
+        longest, given = self.max_length, self.given_to_template()
+        if longest is None and limit:  # behind which some models know no position
+            longest = max(limit - max(WRITTEN, self.anchor_tokens), limit // 2)
         if template == "chat" and CLOCK in str(tokenizer.chat_template):
             given = {CLOCK: f"{date.today()}"} | given  # from here on it is this run's day
         return TextSettings(
@@ -394,7 +399,7 @@ class Config:
                 raise UsageError(f"--template-kwargs {item!r} is not NAME=VALUE")
             try:
                 given[name] = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 given[name] = value  # a text without quotes
         if CLOCK in given:
             try:
@@ -415,11 +420,11 @@ class Config:
         for text in getattr(self, name):
             pattern, _, number = text.rpartition("=")
             try:
-                re.compile(pattern)
+                compiled(pattern)
                 found[pattern] = kind(number)
-            except (ValueError, re.error):
+            except (ValueError, ModelError):
                 pattern = ""
-            if not pattern or found[pattern] <= 0:
+            if not pattern or not 0 < found[pattern] <= HUGE:
                 raise UsageError(f"{_flag(name)} {text!r} is not NAME=NUMBER with a number above 0")
         return found
 
@@ -466,7 +471,8 @@ def parse(
     Raises:
         UsageError: a flag, a value or the file is wrong.
     """
-    if "--reference-adapter" in (sys.argv[1:] if argv is None else argv):
+    given = sys.argv[1:] if argv is None else argv
+    if "--reference-adapter" in given:
         raise UsageError(
             f"--reference-adapter is gone: {ADAPTER_NOW.format('--reference adapter')}"
         )
@@ -513,7 +519,22 @@ def parse(
     if positional and (named := settings.pop("named")):
         settings[positional] = named
     values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    (config := Config(**values)).validate()
+    return _validated(Config(**values), file, given)
+
+
+def _validated(config: Config, file: Path | None, given: Sequence[str]) -> Config:
+    """Return the configuration once it is checked; a message about a file's setting names the file.
+
+    Raises:
+        UsageError: as `Config.validate`.
+    """
+    try:
+        config.validate()
+    except UsageError as error:
+        flag = str(error).partition(" ")[0]  # the setting that the message begins with
+        if file is None or flag in {word.partition("=")[0] for word in given}:
+            raise
+        raise UsageError(f"--config {file}: {error}") from None
     return config
 
 

@@ -2,9 +2,11 @@
 
 import argparse
 import difflib
+import itertools
 import signal
+import sys
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UsageError(ValueError):
@@ -30,11 +32,22 @@ class Stopped(BaseException):
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line instead of printing every flag before it."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse unknown flags before others can be missed, since a mistyped one is what is missed.
+
+        Raises:
+            UsageError: there is an unknown flag.
+        """
+        known = [s for a in self._actions for s in a.option_strings]
+        for word in itertools.takewhile("--".__ne__, sys.argv[1:] if args is None else args):
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and " " not in word and flag not in known:
+                raise UsageError(f"there is no flag {flag}{closest(flag, known)} (see --help)")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raise a `UsageError` of one line."""
-        wrong = message.partition("unrecognized arguments: ")[2].split(" ")[0]
-        flags = [s for a in self._actions for s in a.option_strings]
-        raise UsageError(f"{message}{closest(wrong, flags) if wrong else ''} (see --help)")
+        raise UsageError(f"{message} (see --help)")
 
 
 def closest(name: object, names: Iterable[str]) -> str:

@@ -123,7 +123,7 @@ def _in_other_hands(folder: Path) -> str:
     What root owns is trusted, and a file's mode is no matter where nobody else reaches it.
     """
     closed = not folder.stat().st_mode & 0o077
-    for path in (folder, *folder.iterdir()):
+    for path in (folder.resolve(), *folder.iterdir()):
         with contextlib.suppress(FileNotFoundError):  # another run has just replaced it
             about = path.lstat()
             if about.st_uid not in (os.getuid(), 0):
@@ -146,7 +146,7 @@ def metrics_log(folder: Path | None, step: int) -> FileIO:
     if folder is None:
         return open(os.devnull, "ab", buffering=0)
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
     write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) < step))
     return path.open("ab", buffering=0)
 

@@ -38,6 +38,7 @@ def prepare_libraries() -> None:
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    os.environ.pop("MPLBACKEND", None)  # pictures go into files, and a wrong one would stop them
     names, file = ("HF_TOKEN", "ACCESS_TOKEN"), Path(".env")
     found = [os.environ.get(name) for name in names]
     if not any(found) and file.exists():
@@ -101,6 +102,8 @@ def load_tokenizer(config: Config) -> tuple[Any, data.TextSettings]:
     tokenizer, limit = lora.load_tokenizer(config.model, config.revision)
     if config.chat_template:
         try:
+            if not Path(config.chat_template).is_file():  # a pipe, where nobody may ever write
+                raise OSError("there is no such plain file")
             tokenizer.chat_template = Path(config.chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--chat-template {config.chat_template}: {error}") from None
@@ -191,6 +194,10 @@ def add_adapters(config: Config, model: Any) -> Config:
     )
     targets = lora.as_targets(config.target_modules)
     names = lora.add_lora(model, config.rank, config.alpha, config.dropout, targets, patterns)
+    for kind, given in (("rank", patterns.rank), ("alpha", patterns.alpha)):
+        for pattern in given or {}:
+            if not any(lora.by_pattern(name, {pattern: True}, False) for name in names):
+                raise UsageError(f"--{kind}-pattern {pattern!r} matches no layer with an adapter")
     if targets == "auto":
         config = replace(config, target_modules=tuple(lora.short_names(model, names)))
     if targets == "all-linear" and aloud and (others := lora.left_out(model)):

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from dpo import Scorer, Scores
 from dpo.scoring import NOTHING
-from run.errors import ProcessDied
+from lora.errors import reading
+from run.errors import ProcessDied, UsageError
 
 Item = TypeVar("Item")
 
@@ -96,9 +97,12 @@ class World(NamedTuple):
 
 
 def join() -> World:
-    """Join the processes that `torchrun` started; without it this one is alone."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    """Join the processes that `torchrun` started; without it this one is alone.
+
+    Raises:
+        UsageError: the environment says that there are others, and they cannot be joined.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return World()
     # Its functions keep the group that stands when they are first imported. Were that ours, its
     # threads would outlive `leave`, and one that drops a message as Python ends aborts the process.
@@ -108,8 +112,9 @@ def join() -> World:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return World(dist.get_rank(), size)
+    with reading("WORLD_SIZE is set, and the processes of torchrun cannot be joined", UsageError):
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return World(dist.get_rank(), dist.get_world_size())
 
 
 class Generators:

@@ -35,7 +35,8 @@ class Sizes:
     ) -> None:  # fmt: skip
         self.scorer, self.reference, self.world = scorer, reference, world
         self.tokenizer, self.model = tokenizer, scorer.model
-        self.on = dpo.MeasuredOn(held_out, dpo.neutral_texts(tokenizer))
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self.on = dpo.MeasuredOn(held_out, dpo.neutral_texts(tokenizer, longest))
         self._answers = [held_out.map(dpo.all_answers)]
         self._paragraphs = [[part for kind in self.on.texts.values() for part in kind]]
         smaller = scorer.budgets._replace(score=min(scorer.budgets.score, scorer.budgets.text))

@@ -308,7 +308,15 @@ class Training:
         return {f"eval/{name}": value for name, value in measured._asdict().items()}
 
     def _save(self) -> None:
-        """Save the run; all processes take part."""
+        """Save the run; all processes take part.
+
+        Raises:
+            NumericError: the last step has left numbers that nobody can go on from.
+        """
+        if not all(p.isfinite().all() for p in self.parameters):
+            raise dpo.NumericError(
+                f"step {self.counts.step - 1} left an adapter that is not finite; try a lower --lr"
+            )
         self.counts.budget = self.budget.tokens
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         if self.job.world.first:

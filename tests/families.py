@@ -98,6 +98,15 @@ ROTARY = {
         rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0},
         **size,
     ),
+    "dynamic in some layers": lambda window, **size: transformers.Gemma3TextConfig(
+        max_position_embeddings=window, head_dim=8, query_pre_attn_scalar=8, sliding_window=64,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0},
+        },
+        **size,
+    ),
 }  # fmt: skip
 
 

@@ -263,3 +263,9 @@ def test_questions_with_the_same_prompt_stay_on_one_side():
         train, held_out = split_by_prompt(keys, 0.3, seed)
         assert len(held_out) == 12
         assert not {keys[i] for i in train} & {keys[i] for i in held_out}
+
+
+def test_a_step_may_hold_more_pairs_than_there_are():
+    steps = Steps([3, 1, 2], 2**62, 1, 0, "questions")
+    ((*pairs,),) = steps.from_step()
+    assert sorted(pairs) == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)] and steps.total == 1

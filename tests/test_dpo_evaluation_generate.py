@@ -94,3 +94,18 @@ def test_alarms_name_what_is_wrong():
 
 def test_what_a_terminal_would_obey_is_not_printed():
     assert readable("a\x1b[31mb\nc\td é 漢") == "a?[31mb\nc\td é 漢"
+
+
+def test_a_model_that_cannot_go_on_from_its_cache_reads_the_text_again(model, monkeypatch):
+    expected = answers(model, PROMPTS, STOP, Drawing(8))
+    own = type(model).forward
+
+    def forward(self, *given, past_key_values=None, **named):
+        if past_key_values is not None:
+            raise ValueError("only of attention layers")
+        return own(self, *given, **named)
+
+    assert generate.keeps_cache(model)
+    monkeypatch.setattr(type(model), "forward", forward)
+    assert not generate.keeps_cache(model)
+    assert answers(model, PROMPTS, STOP, Drawing(8)) == expected

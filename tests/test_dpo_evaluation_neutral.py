@@ -119,3 +119,11 @@ def test_paragraphs_are_tries_of_their_own_that_meet_in_large_batches():
     whole = Scorer(model).scores("", [parts])
     apart = replace(Scorer(model, budgets=Budgets(score=8)), joined=False).scores("", [parts])
     assert whole == pytest.approx(apart, rel=1e-5)
+
+
+def test_a_model_that_reads_few_tokens_reads_the_beginning_of_each_paragraph():
+    tokenizer = small_tokenizer()
+    text = "Do bats see?\n\n" + "The lead is smaller. " * 9
+    (whole, long), (same, cut) = paragraphs(text, tokenizer), paragraphs(text, tokenizer, 20)
+    assert same == whole and len(whole[1][0]) < 19
+    assert cut == (long[0], [long[1][0][:19]]) and len(long[1][0]) > 19

@@ -228,3 +228,17 @@ def test_a_pattern_that_never_ends_or_is_none_is_refused_at_once(pattern, said):
         name = "model.layers.0.self_attn.q_proj_and_a_longer_name"
         assert Patterns({pattern: 4}).of(name, 8, 16.0) == (8, 16.0)
     assert time.process_time() - begun < 5
+
+
+def test_a_pattern_is_compiled_once_however_many_there_are(monkeypatch):
+    """An adapter may have one for each of a thousand layers, more than libraries remember."""
+    import regex
+
+    real, seen = regex.compile, []
+    monkeypatch.setattr(regex, "compile", lambda p: seen.append(p) or real(p))
+    patterns = {f"own{i}.proj": i for i in range(600)}
+    for i in range(20):
+        assert Patterns(rank=patterns).of(f"layers.own{i}.proj", 8, 1.0)[0] == i
+    for i in range(20):
+        assert Patterns(rank=patterns).of(f"layers.own{i}.proj", 8, 1.0)[0] == i
+    assert len(seen) == len(set(seen)) <= 600

@@ -1,8 +1,10 @@
 """Files that nobody should have made: one line that names them, status 2, nothing left behind."""
 
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -17,9 +19,9 @@ from data import DataError, encode
 from data.limits import limited
 from data.question import Preference
 from run.__main__ import main
-from run.commands import _unforeseen
+from run.commands import Stop, _unforeseen
 from run.config import Config
-from run.errors import UsageError
+from run.errors import Stopped, UsageError
 
 DEEP = '{"a":' * 50_000 + "1" + "}" * 50_000
 
@@ -75,6 +77,10 @@ def changed_model(model_folder, tmp_path):
         ("config.json", {"max_position_embeddings": "long"}),
         ("config.json", {"max_position_embeddings": -5}),
         ("config.json", {"model_type": ["gemma2"]}),
+        ("config.json", {"vocab_size": 10**12}),
+        ("config.json", {"hidden_size": 0}),
+        ("config.json", {"num_hidden_layers": 10**9}),
+        ("config.json", {"rms_norm_eps": "small"}),
         ("config.json", "[]"),
         ("config.json", "null"),
         ("config.json", DEEP),
@@ -85,6 +91,7 @@ def changed_model(model_folder, tmp_path):
         ("tokenizer_config.json", "[]"),
         ("tokenizer_config.json", {"added_tokens_decoder": 3}),
         ("tokenizer_config.json", {"eos_token": 5}),
+        ("tokenizer_config.json", {"model_max_length": "long"}),
         ("tokenizer_config.json", {"tokenizer_class": 5}),
         ("generation_config.json", "[]"),
         ("model.safetensors", "x" * 100),
@@ -97,6 +104,8 @@ def test_a_model_or_tokenizer_of_wrong_types_is_named(refused, changed_model, na
     assert str(folder) in refused("--max-steps", "1", "--no-merge", model=folder)
 
 
+FOREST = """{% set forest = namespace(a=[1], b=[1]) %}{% for i in range(60) %}
+{% set forest.a = [forest.a, forest.a] %}{% set forest.b = [forest.b, forest.b] %}{% endfor %}"""
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}"
 
 
@@ -110,6 +119,8 @@ LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% e
         ("{{ 'x' * 10**11 }}", "wants more than 4 GiB of memory"),
         ("{{ 'x' * 20000000 }}", "it makes 20,000,000 letters of this"),
         (LOOPS, "takes longer than"),
+        ("{{ 10 ** (10 ** 9) }}", "takes longer than"),  # one operation, of hours
+        (FOREST + "{{ forest.a == forest.b }}", "takes longer than"),
         ("{{ messages | map(attribute='content') | sum }}", "refuses it"),
     ],
     ids=lambda value: value[:30],
@@ -137,17 +148,24 @@ def test_a_template_that_hangs_on_one_row_stops_at_that_row(tokenizer, monkeypat
     assert len(encode(rows[::2], slow, Config(template="chat").text_settings(slow)).questions) == 2
 
 
-def test_limits_are_gone_behind_the_block_and_none_keeps_a_signal_from_its_owner(monkeypatch):
-    import resource
-    import signal
+def test_work_within_limits_has_its_results_or_its_error_and_leaves_no_process_behind(monkeypatch):
+    assert limited(lambda n: n * n, range(3), "it") == [0, 1, 4]
+    with pytest.raises(ZeroDivisionError) as error:
+        limited(lambda n: 1 // n, [1, 0], "it")
+    assert "in <lambda>" in error.value.__notes__[0]
+    with pytest.raises(DataError, match=r"^it ends its process \(signal 9\)$"):
+        limited(lambda n: os.kill(os.getpid(), signal.SIGKILL), [0], "it")
+    monkeypatch.setattr("data.limits.SECONDS", 0.1)
+    with pytest.raises(DataError, match="longer than 0.1 seconds of computing"):
+        limited(lambda n: 10 ** (10**n), [1, 9], "it")
+    assert not multiprocessing.active_children()
 
-    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
-    with limited("it"), limited("the inner one"):
-        assert resource.getrlimit(resource.RLIMIT_AS) != before[0]
-    with pytest.raises(KeyboardInterrupt), limited("it"):
-        raise KeyboardInterrupt
-    assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)) == before
-    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+def test_who_is_interrupted_stops_what_computes_within_limits():
+    pid = os.getpid()
+    with pytest.raises(Stopped), Stop():
+        limited(lambda n: (os.kill(pid, signal.SIGTERM), time.sleep(60)), [0], "it")
+    assert not multiprocessing.active_children()
 
 
 class PanicException(BaseException):
@@ -200,6 +218,13 @@ def test_a_pipe_or_a_folder_where_a_file_should_be_is_named(refused, tmp_path):
     [
         (["--batch-size", 10**30], f"--batch-size {10**30} must be below"),
         (["--max-length", 2**31], "--max-length 2147483648 must be below"),
+        (
+            ["--rank-pattern", "v_prjo=2"],
+            "--rank-pattern 'v_prjo' matches no layer with an adapter",
+        ),
+        (["--alpha-pattern", "down_proj=2"], "--alpha-pattern 'down_proj' matches no layer"),
+        (["--target-modules", "((((a{99}){99}){99}){99})"], "is too long, or repeats too much"),
+        (["--target-modules", "|".join("a" * i for i in range(400))], "is too long, or repeats"),
         (["--device", "meta"], "--device meta cannot be used here"),
         (["--device", "hpu"], "--device hpu cannot be used here"),
         (["--adapter", "~nobody-here/a"], "~nobody-here/a is no adapter"),
@@ -397,3 +422,27 @@ def test_a_home_that_is_none_is_no_trouble(tmp_path, model_folder, questions_csv
     argv = ["--model", model_folder, "--data", questions_csv, "--plan", "--output-dir", "out"]
     done = python_process(tmp_path, ["-c", code, *map(str, argv)], **clean)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_an_adapter_that_a_last_step_has_ruined_is_not_saved(
+    model_folder, questions_csv, tmp_path, monkeypatch, capsys
+):
+    def step(optimizer, *_):
+        for group in optimizer.param_groups:
+            group["params"][0].data.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    argv = ["--model", model_folder, "--data", questions_csv, "--device", "cpu", "--max-steps", "1"]
+    assert train.main([*map(str, argv), "--output-dir", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert "step 0 left an adapter that is not finite; try a lower --lr" in said
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_text_leaves_room_for_what_a_model_writes_behind_its_prompt(tokenizer):
+    """Of 512 positions 48 are for samples, or as many as anchors have, but never more than half."""
+    for config, limit, longest in (
+        (Config(), 512, 464), (Config(anchor_tokens=100), 512, 412), (Config(), 60, 30),
+        (Config(max_length=500), 512, 500), (Config(), None, None),
+    ):  # fmt: skip
+        assert config.text_settings(tokenizer, limit).max_length == longest

@@ -26,10 +26,10 @@ from run.errors import HubError, Stopped, UsageError
 @pytest.mark.parametrize(
     "argv, complaint",
     [
-        ("--rnak 8", "unrecognized arguments: --rnak 8; did you mean --rank?"),
+        ("--rnak 8", "there is no flag --rnak; did you mean --rank?"),
         ("--rank eight", "argument --rank: invalid int value: 'eight'"),
         ("--rank", "argument --rank: expected one argument"),
-        ("--ran 8", "unrecognized arguments: --ran 8"),
+        ("--ran 8", "there is no flag --ran"),
         ("--loss sigmund", "--loss sigmund: unknown loss 'sigmund'; did you mean sigmoid?"),
         ("--loss sigmoid=x", "--loss sigmoid=x: the weight 'x' of sigmoid is not a number above 0"),
         ("--loss sft,sft=2", "--loss sft,sft=2: sft stands twice"),
@@ -70,6 +70,14 @@ from run.errors import HubError, Stopped, UsageError
             "--reference adapter names a reference that --loss orpo=1,sft=2 does without",
         ),
         ("--lr inf", "--lr inf must be finite"),
+        ("--beta 1e31", "--beta 1e+31 must be finite, 1e+30 at most"),
+        ("--alpha-pattern v_proj=inf", "--alpha-pattern 'v_proj=inf' is not NAME=NUMBER"),
+        ("--alpha-pattern v_proj=nan", "--alpha-pattern 'v_proj=nan' is not NAME=NUMBER"),
+        ("--rank-pattern ((((a{99}){99}){99}){99})=2", "is not NAME=NUMBER"),
+        (f"--rank-pattern {'(' * 5000}=2", "is not NAME=NUMBER"),
+        ("--threads 99999999999", "--threads 99999999999 must be 1 to 1024, or auto"),
+        ("--threads 0", "--threads 0 must be 1 to 1024, or auto"),
+        (f"--template chat --template-kwargs a={'[' * 9999} --loss no", "--loss no: unknown loss"),
         ("--scale 0", "--scale 0 must be above 0 and up to 2, or auto"),
         ("--scale 2.1", "--scale 2.1 must be above 0 and up to 2, or auto"),
         ("--scale nan", "--scale nan must be above 0 and up to 2, or auto"),
@@ -102,6 +110,8 @@ def test_a_wrong_flag_or_value_is_one_line_and_status_2(argv, complaint, capsys)
         ("debug: true", "unknown setting 'debug'"),
         ("1: 2", "unknown setting 1"),
         ("rank", "holds no `name: value` lines"),
+        ("loss: sigmund", "--loss sigmund: unknown loss 'sigmund'"),
+        ("epochs: 0", "--epochs 0 must be 1 or more"),
         ("rank: [", "cannot be read"),
     ],
 )
@@ -111,6 +121,14 @@ def test_a_wrong_configuration_file_is_named(tmp_path, text, complaint):
     with pytest.raises(UsageError, match=re.escape(complaint)) as error:
         parse(["--config", str(path)])
     assert str(error.value).startswith(f"--config {path}: ")
+
+
+def test_a_wrong_flag_beside_a_configuration_file_is_not_the_files(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("loss: hinge\n")
+    for argv in (["--loss", "sigmund"], ["--loss=sigmund"]):
+        with pytest.raises(UsageError, match="^--loss sigmund: unknown loss"):
+            parse(["--config", str(path), *argv])
 
 
 def test_a_file_of_before_is_read_as_ever_where_no_adapter_was_continued(tmp_path):
@@ -244,16 +262,17 @@ def test_every_command_ends_in_one_line_and_its_status(name, capsys, monkeypatch
     [
         ("evalute", "python -m run evalute: there is no such command; did you mean evaluate?"),
         ("xyz", "python -m run xyz: there is no such command (see --help)"),
-        ("evaluate run --promt x", "unrecognized arguments: --promt x; did you mean --prompt?"),
+        ("evaluate run --promt x", "there is no flag --promt; did you mean --prompt?"),
         ("evaluate run --prompt x", "argument --prompt: invalid choice: 'x'"),
         ("sample", "the following arguments are required: RUN"),
         ("sample run --count 0", "--count and --max-tokens must be 1 or more"),
         ("scale run new", "the following arguments are required: --scale"),
         ("merge run", "the following arguments are required: --output"),
-        ("merge run --outptu x --output y", "--outptu x; did you mean --output?"),
+        ("merge run --outptu x --output y", "--outptu; did you mean --output?"),
         ("publish run", "the following arguments are required: OWNER/NAME"),
+        ("merge run --outptu x", "there is no flag --outptu; did you mean --output?"),
         ("publish run ann/tuned --udpate", "--udpate; did you mean --update?"),
-        ("data --colunms x", "unrecognized arguments: --colunms; did you mean --columns?"),
+        ("data --colunms x", "there is no flag --colunms; did you mean --columns?"),
         ("data --rank 0", "--rank 0 must be 1 or more"),
     ],
 )

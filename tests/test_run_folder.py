@@ -60,3 +60,12 @@ def test_a_cache_that_somebody_else_owns_is_not_trusted(cache, capsys, name):
     os.chown(cache / name, 12345, 12345)
     assert cache_folder("reference") != cache
     assert f"{cache / name} belongs to another user" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_cache_that_is_a_link_to_what_somebody_else_owns_is_not_trusted(cache, capsys, tmp_path):
+    cache.rename(tmp_path / "theirs")
+    os.chown(tmp_path / "theirs", 12345, 12345)
+    cache.symlink_to(tmp_path / "theirs")
+    assert cache_folder("reference") != cache
+    assert f"{tmp_path / 'theirs'} belongs to another user" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, python_process
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 
 import lora
 import train
+from run.console import print_rows
 from run.folder import log_line, metrics_log, write_refused
 
 LEVELS = 20
@@ -148,6 +150,14 @@ def test_a_line_of_the_log_is_whole_or_absent(disk):
     assert text.endswith("\n") and steps == list(range(len(steps))) and len(steps) > 100
 
 
+def test_lines_of_the_log_that_a_disk_has_damaged_are_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 0}\n{"st\xff\xfe": 1}\n\0\0\n{"step": 2}\n')
+    with metrics_log(tmp_path, 3) as log:
+        log_line(log, {"step": 3})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in text.splitlines()] == [0, 2, 3]
+
+
 def test_libraries_in_rust_are_understood_and_other_errors_are_left_alone(tmp_path, tokenizer):
     path = tmp_path / "tokenizer.json"
     with files_up_to(100), pytest.raises(OSError, match="tokenizer.json") as error:
@@ -159,6 +169,15 @@ def test_libraries_in_rust_are_understood_and_other_errors_are_left_alone(tmp_pa
     with pytest.raises(PermissionError) as error, lora.writing(path):
         raise PermissionError(errno.EACCES, "no", "elsewhere")
     assert error.value.filename == "elsewhere"
+
+
+def test_an_output_that_is_closed_is_no_trouble(monkeypatch, capsys):
+    monkeypatch.setattr(train, "run", lambda *_: print_rows([("a", "b")]))
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", None)
+        assert train.main([]) == 0
+        sys.stdout.close()
+    assert capsys.readouterr().err == ""
 
 
 def test_an_output_that_has_no_room_is_one_line(tmp_path):

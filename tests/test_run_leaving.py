@@ -51,6 +51,16 @@ def test_a_signal_when_all_is_done_leaves_without_a_word(tmp_path):
     assert (done.returncode, done.stderr) == (130, "")
 
 
+@pytest.mark.parametrize("size", ["abc", "2"])
+def test_processes_that_nobody_started_are_one_line(monkeypatch, capsys, size):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert train.main(["--plan"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said.count("\n") == 1 and "WORLD_SIZE is set, and the processes of torchrun cannot" in said
+    )
+
+
 def test_a_program_that_ignores_signals_goes_on_ignoring_them(tmp_path):
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import run.leaving\n"
@@ -94,3 +104,12 @@ def test_after_the_adapter_is_written_resume_finishes_the_rest_without_training(
     assert weights.read_bytes() == before
     assert (tmp_path / "out" / "merged" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "README.md").is_file()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_library_that_is_not_there_is_one_line(tmp_path, program):
+    code = f"import runpy, sys; sys.modules['platformdirs'] = None\n{PROGRAMS[program]}"
+    done = python_process(tmp_path, ["-c", code])
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "a library cannot be loaded: ModuleNotFoundError: import of platformdirs" in done.stderr
+    assert "Traceback" in python_process(tmp_path, ["-c", code, "--debug"]).stderr

@@ -71,6 +71,21 @@ class Drawing(NamedTuple):
 
 
 @torch.no_grad()
+def keeps_cache(model: Any) -> bool:
+    """Tell by trial whether a model writes on from what it keeps of a text, as nearly all do.
+
+    Others read all of it again for each token.
+    """
+    ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
+    some = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    try:
+        model.generate(input_ids=ids, attention_mask=ids, **some)
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError):
+        return False
+    return True
+
+
+@torch.no_grad()
 def answers(
     model: Any, prompts: Sequence[Tokens], stop: int, drawing: Drawing
 ) -> list[tuple[Tokens, bool]]:
@@ -81,6 +96,7 @@ def answers(
     """
     drawn = {"do_sample": True, "temperature": drawing.temperature, "top_k": 0, "top_p": 1.0}
     how = drawn if drawing.temperature else {"do_sample": False}
+    how["use_cache"] = keeps_cache(model)
     torch.manual_seed(drawing.seed)
     found: list[tuple[Tokens, bool]] = []
     for first in range(0, len(prompts), PROMPTS_AT_ONCE):

@@ -19,21 +19,22 @@ LONGEST = 1_200  # tokens that are read of a kind: a tokenizer of letters makes 
 Texts = Mapping[str, Sequence[Answers]]  # kind -> its paragraphs: what is read first, and the rest
 
 
-def neutral_texts(tokenizer: Any) -> dict[str, list[Answers]]:
+def neutral_texts(tokenizer: Any, longest: int | None = None) -> dict[str, list[Answers]]:
     """Return {kind: paragraphs} of the texts in `neutral/`, as token ids.
 
-    Of a kind that has more than `LONGEST` tokens, the last paragraphs are left out.
+    Of a kind that has more than `LONGEST` tokens, the last paragraphs are left out. Of a paragraph
+    the first `longest` tokens are read, if a model reads no more.
     """
     texts = {}
     for kind in KINDS:
         text = (FOLDER / f"{kind}.txt").read_text(encoding="utf-8")
-        parts = paragraphs(text, tokenizer)
+        parts = paragraphs(text, tokenizer, longest)
         ends = itertools.accumulate(len(answer) for _, (answer,) in parts)
         texts[kind] = [p for p, end in zip(parts, ends, strict=True) if end <= LONGEST]
     return texts
 
 
-def paragraphs(text: str, tokenizer: Any) -> list[Answers]:
+def paragraphs(text: str, tokenizer: Any, longest: int | None = None) -> list[Answers]:
     """Return the paragraphs of a text, which blank lines part, as answers to be scored.
 
     Each is an answer to BOS. Without a BOS, its first token is what the rest is an answer to, and
@@ -42,7 +43,7 @@ def paragraphs(text: str, tokenizer: Any) -> list[Answers]:
     start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
     parts = text.strip().split("\n\n")
     encoded = [(*start, *tokenizer(p, add_special_tokens=False).input_ids) for p in parts]
-    return [(ids[:1], [ids[1:]]) for ids in encoded]
+    return [(ids[:1], [ids[1:longest]]) for ids in encoded]
 
 
 def perplexity(paragraphs: Iterable[Answers], scores: Scores) -> float:

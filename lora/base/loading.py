@@ -20,6 +20,10 @@ from lora.errors import ModelError, reading, reason
 from lora.files import expanded
 
 HEADLINE = "google/gemma-2-9b"
+SIZES = {  # of a model, least and most: planning with others would never end
+    "max_position_embeddings": (2, 2**31), "vocab_size": (1, 2**24), "hidden_size": (1, 2**20),
+    "num_hidden_layers": (1, 10_000),
+}  # fmt: skip
 HEADLINE_BYTES = 28 * 2**30  # its weights in bfloat16, 18.5 GB, and room to train
 
 
@@ -95,7 +99,7 @@ def load_base(
     Raises:
         ModelError: it does not exist, cannot be reached, is gated, or holds no safetensors.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     local = name == "builtin" or expanded(name).is_dir()
     if local and revision:
@@ -108,8 +112,8 @@ def load_base(
         more["quantization_config"] = quantisation_config(quantise)
     if quantise != "none" or device.type == "cuda":  # weights go there straight from the file
         more["device_map"] = {"": device}
+    config = _configuration(folder)
     with reading(f"--model {name} cannot be loaded"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -145,14 +149,31 @@ def skeleton(
     Raises:
         ModelError: the folder has no configuration that can be read.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    config = _configuration(folder)
     with reading(f"the base {folder} cannot be read"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         how = choose_attention(attention, config, device or torch.device("cpu"))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=how)
     return model.eval().requires_grad_(False)
+
+
+def _configuration(folder: Path) -> Any:
+    """Return a model's configuration, in which the sizes are such as a model may have.
+
+    Raises:
+        ModelError: config.json cannot be read, or has another size.
+    """
+    from transformers import AutoConfig
+
+    with reading(f"{folder / 'config.json'} cannot be used"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        for name, (least, most) in SIZES.items():
+            size = getattr(config.get_text_config(), name, None)
+            if size is not None and not (type(size) is int and least <= size <= most):
+                raise ValueError(f"{name} is {size!r:.40}, which no model has")
+        return config
 
 
 def choose_attention(name: str, config: Any, device: torch.device) -> str:
@@ -180,19 +201,18 @@ def load_tokenizer(name: str, revision: str | None = None) -> tuple[Any, int | N
     Raises:
         ModelError: as `load_base`.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder = folder_of(name, revision)
     collecting = gc.isenabled()
     gc.disable()  # half a million merges hold no garbage, and looking for it takes over a second
     try:
+        config = _configuration(folder)
         with reading(f"--model {name} has no tokenizer that can be read"):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-            if limit is not None and (type(limit) is not int or limit < 2):
-                raise ValueError(f"max_position_embeddings is {limit!r}, which is no length")
-            return tokenizer, limit
+            if not isinstance(longest := tokenizer.model_max_length, int | float):
+                raise ValueError(f"model_max_length is {longest!r}, which is no length")
+        return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
     finally:
         if collecting:
             gc.enable()

@@ -34,26 +34,38 @@ def rotary_by_rows(model: Any) -> int:
 
 @torch.no_grad()
 def depends_on_length(rotary: nn.Module) -> bool:
-    """Tell whether near positions are turned otherwise where a far one is beside them."""
+    """Tell whether near positions are turned otherwise where a far one is beside them.
+
+    Some modules turn the layers of each type in a way of its own, and are called with the type.
+    """
+    kinds = getattr(rotary, "rope_type", None)
+    calls: list[tuple[str, ...]] = [(kind,) for kind in kinds] if isinstance(kinds, dict) else [()]
     try:
-        near, far = (
-            _turned(rotary, torch.zeros(1), torch.tensor([[0, 1, last]])) for last in (2, FAR)
-        )
-        return any(not torch.equal(n[:, :2], f[:, :2]) for n, f in zip(near, far, strict=True))
+        return any(_turns_otherwise(rotary, *call) for call in calls)
     except Exception:  # it is called otherwise, or has no weights yet
         return False
 
 
-def _turned(rotary: nn.Module, x: Tensor, positions: Tensor, **more: Any) -> tuple[Tensor, ...]:
+def _turns_otherwise(rotary: nn.Module, *layer_type: str) -> bool:
+    near, far = (
+        _turned(rotary, torch.zeros(1), torch.tensor([[0, 1, last]]), *layer_type)
+        for last in (2, FAR)
+    )
+    return any(not torch.equal(n[:, :2], f[:, :2]) for n, f in zip(near, far, strict=True))
+
+
+def _turned(
+    rotary: nn.Module, x: Tensor, positions: Tensor, *given: Any, **named: Any
+) -> tuple[Tensor, ...]:
     """Return what the module would return, cos and sin, had it never seen another text."""
     alone = copy.copy(rotary)
     alone._buffers = dict(rotary._buffers)  # where `dynamic` would keep what it found
-    out = type(rotary).forward(alone, x, positions, **more)
+    out = type(rotary).forward(alone, x, positions, *given, **named)
     return out if isinstance(out, tuple) else (out,)
 
 
-def _by_rows(rotary: nn.Module, x: Tensor, position_ids: Tensor, **more: Any) -> Any:
-    rows = [_turned(rotary, x, row[None], **more) for row in position_ids]
+def _by_rows(rotary: nn.Module, x: Tensor, position_ids: Tensor, *given: Any, **named: Any) -> Any:
+    rows = [_turned(rotary, x, row[None], *given, **named) for row in position_ids]
     joined = tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
     return joined if len(joined) > 1 else joined[0]
 
