@@ -245,14 +245,12 @@ def data_report(run: Run) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]
 
 
 def dials(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return each run's dial as a table: its title, headings, and (size, cells, whether left)."""
+    """Return each run's dial as a table: its title, headings, and (size, cells)."""
     found = []
     for title, run in zip(titles(runs), runs, strict=True):
         if dial := run.results.get("dial"):
-            headings, *rows = dpo.dial_rows(dial, run.facts["scale"])
-            sizes = [point["scale"] for point in dial]
-            left = [size == run.facts["scale"] for size in sizes]
-            rows = list(zip(sizes, rows, left, strict=True))
+            headings, *cells = dpo.dial_rows(dial, run.facts["scale"])
+            rows = list(zip((point["scale"] for point in dial), cells, strict=True))
             found.append({"run": title, "headings": headings, "rows": rows})
     return found
 
@@ -329,7 +327,7 @@ def curve_panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
             steps, span = [line["step"] for line in log], max(1, len(log) // 15)
             for which, (metric, label) in enumerate(metrics.items()):
                 label = ", ".join(filter(None, ("" if alone else name, label)))
-                look = {"colour": which if alone else whose, "dash": which}
+                look: dict[str, Any] = {"colour": which if alone else whose, "dash": which}
                 values = [line[metric] for line in log]
                 smooth = values if metric == "learning_rate" else smoothed(values, span)
                 if alone and smooth is not values:
@@ -341,7 +339,7 @@ def curve_panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
                     named = f"{label}, held out"
                     lines.append(_line(named, x, y, alone=True) | look)
         panels.append(_panel(title, "optimizer step", [line for line in lines if line["x"]]))
-    guides = {"loss": {"guide": 0.6931}, "share won": {"range": [0, 1]}}
+    guides: dict[str, dict[str, Any]] = {"loss": {"guide": 0.6931}, "share won": {"range": [0, 1]}}
     return [panel | guides.get(panel["title"], {}) for panel in panels if panel["lines"]]
 
 

@@ -17,9 +17,9 @@
   const svg = (name, attributes = {}, ...children) =>
     fill(document.createElementNS(SVG, name), attributes, children);
 
-  const number = (value) =>
+  const number = (value, digits = 3) =>
     String(Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3)
-      ? value.toExponential(1) : +value.toPrecision(4)).replace("-", "−");
+      ? value.toExponential(1) : +value.toPrecision(digits)).replace("-", "−");
   const percent = (share) =>
     share === null ? "?" : share > 0 && share < 0.001 ? "<0.1%" : `${(100 * share).toFixed(1)}%`;
   const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(3);
@@ -65,10 +65,10 @@
     const axes = [];
     for (const y of ticks(y0, y1, 5))
       axes.push(svg("line", {class: "grid", x1: LEFT, x2: WIDE - RIGHT, y1: up(y), y2: up(y)}),
-        svg("text", {x: LEFT - 5, y: up(y) + 4, "text-anchor": "end"}, number(y)));
+        svg("text", {x: LEFT - 5, y: up(y) + 4, "text-anchor": "end"}, number(y, 6)));
     for (const x of ticks(x0, x1, 5))
       axes.push(svg("line", {class: "axis", x1: across(x), x2: across(x), y1: HIGH - BOTTOM, y2: HIGH - BOTTOM + 4}),
-        svg("text", {x: across(x), y: HIGH - BOTTOM + 16, "text-anchor": "middle", class: "tick"}, number(x)));
+        svg("text", {x: across(x), y: HIGH - BOTTOM + 16, "text-anchor": "middle", class: "tick"}, number(x, 6)));
     axes.push(svg("text", {x: (LEFT + WIDE - RIGHT) / 2, y: HIGH - 3, "text-anchor": "middle"}, panel.across));
     // a nested svg clips what lies outside the plane
     const plane = svg("svg", {x: LEFT, y: TOP, width: WIDE - LEFT - RIGHT, height: HIGH - TOP - BOTTOM,
@@ -175,12 +175,12 @@
       const half = (range[1] - range[0]) / 2, middle = range[0] + half + shift * half;
       zoom(middle - half * times, middle + half * times);
     };
-    const moves = {
-      "+": ["Zoom in", () => by(0.5)], "-": ["Zoom out", () => by(2)],
-      ArrowLeft: ["◀ Earlier", () => by(1, -0.5)], ArrowRight: ["Later ▶", () => by(1, 0.5)],
-      0: ["Whole run", () => zoom(...all)],
-    };
-    const buttons = Object.values(moves).map(([name, act]) => {
+    const moves = new Map([
+      ["+", ["Zoom in", () => by(0.5)]], ["-", ["Zoom out", () => by(2)]],
+      ["ArrowLeft", ["◀ Earlier", () => by(1, -0.5)]], ["ArrowRight", ["Later ▶", () => by(1, 0.5)]],
+      ["0", ["Whole run", () => zoom(...all)]],
+    ]);
+    const buttons = [...moves.values()].map(([name, act]) => {
       const button = html("button", {type: "button", class: "button"}, name);
       button.addEventListener("click", act);
       return button;
@@ -190,9 +190,9 @@
       html("div", {class: "controls"}, ...buttons));
     charts.addEventListener("keydown", (event) => {
       const key = {"=": "+", "_": "-", Escape: "0"}[event.key] || event.key;
-      if (!(key in moves) || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (!moves.has(key) || event.ctrlKey || event.metaKey || event.altKey) return;
       event.preventDefault();
-      moves[key][1]();
+      moves.get(key)[1]();
     });
 
     /** Let a pointer read a chart's values, and drag over the steps to zoom into. */
@@ -211,7 +211,7 @@
           return `${line.label}${line.label ? " " : ""}${number(line.y[i])}`;
         });
         const step = named[0].x[nearest(named[0].x, x)];
-        readout.textContent = `step ${number(step)}: ${values.join(", ")}`;
+        readout.textContent = `step ${Math.round(step)}: ${values.join(", ")}`;
         fill(cursor, {x1: across(step), x2: across(step), visibility: "visible"}, []);
         if (start !== null) fill(band, {x: Math.min(start, here), width: Math.abs(here - start)}, []);
       });

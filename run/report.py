@@ -80,11 +80,14 @@ def read_run(folder: Path) -> Run:
     """
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"{folder} is no run: it has no config.yaml")
-    found = {}
+    found: dict[str, Any] = {}
     for name in ("summary", "evaluation", "samples", "questions"):
         path = folder / f"{name}.json"
         with lora.reading(f"{path} cannot be read", UsageError):
-            found[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            kind = list if name == "samples" else dict
+            found[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else kind()
+            if not isinstance(found[name], kind):
+                raise ValueError(f"it holds no {'list' if kind is list else 'object'}")
     path = folder / "metrics.jsonl"
     with lora.reading(f"{path} cannot be read", UsageError):
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -92,7 +95,7 @@ def read_run(folder: Path) -> Run:
     with lora.reading(f"{folder / 'config.yaml'} cannot be read", UsageError):
         config = settings_of(folder)
     return Run(folder.resolve().name, config, found["summary"], found["evaluation"],
-               found["samples"] or [], found["questions"], log)  # fmt: skip
+               found["samples"], found["questions"], log)  # fmt: skip
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -124,11 +127,12 @@ def _page(runs: Sequence[Run], longest: int, most: int) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["cut"] = partial(contents.cut, longest=longest)
-    return environment.get_template("report.html.jinja").render(
+    text: str = environment.get_template("report.html.jinja").render(
         script=script, style=style, policy=_policy(script, style), moving=in_script(moving),
         runs=list(zip(contents.titles(runs), runs, strict=True)), contents=contents, dials=dials,
-        asked=asked, longest=longest,
+        asked=asked,
     )  # fmt: skip
+    return text
 
 
 def in_script(value: Any) -> Markup:
