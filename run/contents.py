@@ -3,6 +3,7 @@
 Every function takes the runs that stand side by side, most often one.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from os.path import commonprefix
@@ -318,29 +319,40 @@ def curve_panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
     Several runs have their averages alone. A point may be the mean of some steps.
     """
-    points, alone = max(POINTS // len(runs), 50), len(runs) == 1
-    panels = []
+    found = []
     for title, metrics in PANELS:
-        lines = []
-        for whose, (name, run) in enumerate(zip(titles(runs), runs, strict=True)):
-            log = [line for line in run.log if "loss" in line]  # a skipped step has none
-            steps, span = [line["step"] for line in log], max(1, len(log) // 15)
-            for which, (metric, label) in enumerate(metrics.items()):
-                label = ", ".join(filter(None, ("" if alone else name, label)))
-                look: dict[str, Any] = {"colour": which if alone else whose, "dash": which}
-                values = [line[metric] for line in log]
-                smooth = values if metric == "learning_rate" else smoothed(values, span)
-                if alone and smooth is not values:
-                    lines.append(_thinned("", steps, values, points) | look | {"faint": True})
-                lines.append(_thinned(label, steps, smooth, points) | look)
-                key = EVALUATED.get(metric, "")
-                if held_out := [(line["step"], line[key]) for line in log if key in line]:
-                    x, y = map(list, zip(*held_out, strict=True))
-                    named = f"{label}, held out"
-                    lines.append(_line(named, x, y, alone=True) | look)
-        panels.append(_panel(title, "optimizer step", [line for line in lines if line["x"]]))
-    guides: dict[str, dict[str, Any]] = {"loss": {"guide": 0.6931}, "share won": {"range": [0, 1]}}
-    return [panel | guides.get(panel["title"], {}) for panel in panels if panel["lines"]]
+        lines: list[dict[str, Any]] = []
+        for place, (name, run) in enumerate(zip(titles(runs), runs, strict=True)):
+            lines += _curves(run, metrics, None if len(runs) == 1 else (name, place, len(runs)))
+        found.append(_panel(title, "optimizer step", [line for line in lines if line["x"]]))
+    more: dict[str, dict[str, Any]] = {
+        "loss": {"guide": math.log(2)},
+        "share won": {"range": [0, 1]},
+    }
+    return [panel | more.get(panel["title"], {}) for panel in found if panel["lines"]]
+
+
+def _curves(
+    run: Run, metrics: Mapping[str, str], among: tuple[str, int, int] | None
+) -> list[dict[str, Any]]:
+    """Return the lines of a run in one chart; `among` has its title and place among how many."""
+    log = [line for line in run.log if "loss" in line]  # a skipped step has none
+    steps, span = [line["step"] for line in log], max(1, len(log) // 15)
+    title, place, count = among or ("", 0, 1)
+    lines = []
+    for which, (metric, label) in enumerate(metrics.items()):
+        label = ", ".join(filter(None, (title, label)))
+        look: dict[str, Any] = {"colour": place if among else which, "dash": which}
+        values = [line[metric] for line in log]
+        smooth = values if metric == "learning_rate" else smoothed(values, span)
+        if not among and smooth is not values:
+            lines.append(_thinned("", steps, values, POINTS) | look | {"faint": True})
+        lines.append(_thinned(label, steps, smooth, max(POINTS // count, 50)) | look)
+        key = EVALUATED.get(metric, "")
+        evaluated = [line for line in log if key in line]
+        x, y = ([line[name] for line in evaluated] for name in ("step", key))
+        lines.append(_line(f"{label}, held out", x, y, alone=True) | look)
+    return lines
 
 
 def _panel(title: str, across: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -376,9 +388,7 @@ def questions(runs: Sequence[Run], most: int) -> dict[str, Any]:
     l, so that those of the right ones sum to MC2. Bars stand for one model each: before and after,
     or of several runs the shared start and each run. Of more than `most` some are chosen, evenly.
     """
-    asked = [{_identity(q): q for q in run.questions.get("questions", [])} for run in runs]
-    shared = [key for key in asked[0] if all(key in one for one in asked)]
-    chosen = [[one[key] for one in asked] for key in dpo.evenly(shared, most)]
+    chosen = dpo.evenly(_shared(runs), most)
     bars = _bars(runs, chosen)
     prefix, suffix = shared_ends([versions[0]["prompt"] for versions in chosen])
     found = [_question(versions, bars, len(runs)) for versions in chosen]
@@ -401,6 +411,14 @@ def questions(runs: Sequence[Run], most: int) -> dict[str, Any]:
         "suffix": suffix.strip(),
         "questions": found,
     }
+
+
+def _shared(runs: Sequence[Run]) -> list[list[Mapping[str, Any]]]:
+    """Return each question that all runs have, as each of them has it."""
+    if len(runs) == 1:
+        return [[question] for question in runs[0].questions.get("questions", [])]
+    asked = [{_identity(q): q for q in run.questions.get("questions", [])} for run in runs]
+    return [[one[key] for one in asked] for key in asked[0] if all(key in one for one in asked)]
 
 
 def _identity(question: Mapping[str, Any]) -> tuple[str, ...]:

@@ -103,7 +103,8 @@ def page(runs: Sequence[Run]) -> str:
 
     Where it would be larger, texts are cut shorter, and then fewer questions are shown.
     """
-    longest, most = LONGEST, dpo.QUESTIONS
+    kept = [len(run.questions.get("questions", [])) for run in runs]
+    longest, most = LONGEST, min(dpo.QUESTIONS, *kept)
     while True:
         text = _page(runs, longest, most)
         if len(text.encode("utf-8", "backslashreplace")) <= LIMIT or most <= 1:
