@@ -298,7 +298,10 @@ def dial_panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
         return _line(label, scales, [100 * (ratio - 1) for ratio in ratios], sizes=scales)
 
     across, along = "KL to the reference, nats a token", "size of the adapter"
-    gained, harder = "gain on held-out questions, points", "harder neutral text, % of perplexity"
+    gained, harder = (
+        "gain on held-out questions, points",
+        "rise of the perplexity of neutral text, %",
+    )
     if len(named) == 1:
         dial = named[0][1]
         kinds = list(dial[0]["perplexities"])

@@ -319,17 +319,20 @@
       html("div", {class: "said", dir: "auto"},
         html("span", {class: "sign", role: "img", "aria-label": answer.right ? "right" : "wrong"}, answer.right ? "✓" : "✗"),
         ...(answer.best ? [html("span", {class: "best"}, "best")] : []), long(answer.text)),
-      html("div", {class: "bars"}, ...bars.flatMap((label, i) => bar(label, answer.shares[i])),
-        html("span", {class: "logps"}, `log-prob ${answer.logps.map((l) => (l === null ? "?" : l.toFixed(1).replace("-", "−"))).join(" → ")}`))));
+      html("div", {class: "bars"}, ...bars.flatMap((label, i) => bar(label, answer.shares[i], answer.logps[i])))));
     return html("li", {}, html("div", {class: "head"}, html("div", {class: "prompt", dir: "auto"}, long(question.prompt)), badge),
       ...(question.category ? [html("div", {class: "category"}, html("bdi", {}, question.category))] : []),
       html("ul", {class: "answers"}, ...answers));
   }
 
-  function bar(label, share) {
+  function bar(label, share, logp) {
     const full = html("span", {class: "fill"});
     full.style.width = `${100 * (share || 0)}%`;
-    return [html("span", {class: "of", title: label}, html("bdi", {}, label)), html("span", {class: "track"}, full), html("span", {class: "value"}, percent(share))];
+    const nats = logp === null ? "?" : logp.toFixed(1).replace("-", "−");
+    return [
+      html("span", {class: "of", title: label}, html("bdi", {}, label)), html("span", {class: "track"}, full),
+      html("span", {class: "value"}, percent(share)), html("span", {class: "logp", title: "log-prob, nats"}, nats),
+    ];
   }
 
   /** Return a text, of a long one the beginning and the whole a click away. */
