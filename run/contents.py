@@ -345,7 +345,9 @@ def _curves(
     lines = []
     for which, (metric, label) in enumerate(metrics.items()):
         label = ", ".join(filter(None, (title, label)))
-        look: dict[str, Any] = {"colour": place if among else which, "dash": which}
+        look: dict[str, Any] = {"colour": which, "dash": which}
+        if among:
+            look = {"colour": place, "dash": place, "thin": which > 0}
         values = [line[metric] for line in log]
         smooth = values if metric == "learning_rate" else smoothed(values, span)
         if not among and smooth is not values:
@@ -410,6 +412,7 @@ def questions(runs: Sequence[Run], most: int) -> dict[str, Any]:
         "sorts": list(SORTS.items())
         if alone
         else [("most", "differ most"), ("order", SORTS["order"])],
+        "start": "differ" if any(one["status"] == "differ" for one in found) else "all",
         "prefix": prefix.strip(),
         "suffix": suffix.strip(),
         "questions": found,

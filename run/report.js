@@ -86,7 +86,8 @@
     return {picture, band, cursor, at: (pixel) => x0 + (pixel - LEFT) / (WIDE - LEFT - RIGHT) * (x1 - x0), across};
   }
 
-  const look = (line) => `c${line.colour % 6} d${line.dash % 4}`;
+  const look = (line) =>
+    `c${line.colour % 6} d${line.dash % 4}${line.faint ? " faint" : ""}${line.thin ? " thin" : ""}`;
 
   function drawn(line, across, up) {
     const parts = [];
@@ -96,7 +97,7 @@
       path += `${pen}${across(x).toFixed(1)},${up(line.y[i]).toFixed(1)}`;
       pen = "L";
     });
-    if (!line.alone) parts.push(svg("path", {class: `curve ${look(line)}${line.faint ? " faint" : ""}`, d: path}));
+    if (!line.alone) parts.push(svg("path", {class: `curve ${look(line)}`, d: path}));
     if (line.sizes || line.alone || line.x.length === 1)
       line.x.forEach((x, i) => {
         if (line.y[i] === null) return;
@@ -141,7 +142,7 @@
     });
     function show() {
       const [size, lines] = stops[input.value];
-      said.replaceChildren(html("strong", {}, `Size ${number(size)}: `), lines.join(" | "));
+      said.replaceChildren(html("strong", {}, `Size ${number(size)}: `), ...lines.map((line) => html("span", {}, line)));
       input.setAttribute("aria-valuetext", `size ${number(size)}`);
       buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === +input.value));
       for (const node of document.querySelectorAll("#dial [data-size]")) {
@@ -185,9 +186,7 @@
       button.addEventListener("click", act);
       return button;
     });
-    place("zoom").append(
-      html("p", {}, "Thin: each step. Bold: their running average. Drag over a chart to zoom into some steps, in all of them; double-click shows the whole run. With a chart in focus, the keys + − ← → 0 do the same."),
-      html("div", {class: "controls"}, ...buttons));
+    place("zoom").append(html("div", {class: "controls"}, ...buttons));
     charts.addEventListener("keydown", (event) => {
       const key = {"=": "+", "_": "-", Escape: "0"}[event.key] || event.key;
       if (!moves.has(key) || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -261,10 +260,10 @@
     };
     const search = html("input", {type: "search", id: "search", placeholder: "words in prompts and answers"});
     const sort = html("select", {id: "sort"}, ...asked.sorts.map(([value, name]) => html("option", {value}, name)));
-    const chips = [["all", "All", "every question"], ...asked.statuses].map(([value, name, meaning], i) => {
+    const chips = [["all", "All", "every question"], ...asked.statuses].map(([value, name, meaning]) => {
       const count = value === "all" ? all.length : all.filter((q) => q.status === value).length;
       const input = html("input", {type: "radio", name: "status", value});
-      input.checked = !i;
+      input.checked = asked.start === value;
       return html("label", {class: "chip", title: meaning}, input, `${name} `, html("b", {}, String(count)));
     });
     const count = html("p", {"aria-live": "polite", id: "count", class: "note"});
