@@ -1,13 +1,13 @@
 """`report.html`: what a run did to its model, as one page; `python -m run report` makes it anew.
 
-Everything in it is read from the run's folder, as far as it is there. Its words stand in
-`report.html.jinja`, its looks in `report.css`, and `report.js` draws what moves: the dial, the
-questions, the curves. It needs no server and no network. What comes from data, models or their
-answers is shown and never obeyed: the template escapes it, the script sets it as text, and the
-browser is told to run this one script alone.
+Everything in it is read from the run's folder, as far as it is there. `run/page/` says what stands
+in it. There `page.html.jinja` has its words, `page.css` its looks, and `page.js` draws what moves:
+the dial, the questions, the curves. It needs no server and no network. What comes from data, models
+or their answers is shown and never obeyed: the template escapes it, the script sets it as text, and
+the browser is told to run this one script alone.
 
 Charts are SVG that the script draws: they follow the colours of the page, are sharp in print, and
-tests look into them. The small libraries for charts draw pixels, and are longer than all of this.
+tests look into them. A canvas, which small libraries like uPlot draw on, gives none of that.
 """
 
 import base64
@@ -20,18 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 import dpo
 import lora
-from run import contents
-from run.card import settings_of
 from run.commands import parser
-from run.contents import Run
 from run.errors import UsageError
 from run.folder import others_may_not_read
+from run.page import beliefs, charts, tables
+from run.page.reading import Run, read_run, titles
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).with_name("page")
 LIMIT = 5 * 10**6  # bytes of a page
 LONGEST = 4000  # characters of a text that are shown; fewer where the page would be too large
 ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
@@ -72,32 +70,6 @@ def write_report(*folders: Path, output: Path | None = None) -> None:
             new.chmod(0o600)
 
 
-def read_run(folder: Path) -> Run:
-    """Read what a run left so far.
-
-    Raises:
-        UsageError: it has no config.yaml, or a file is not what a run writes.
-    """
-    if not (folder / "config.yaml").is_file():
-        raise UsageError(f"{folder} is no run: it has no config.yaml")
-    found: dict[str, Any] = {}
-    for name in ("summary", "evaluation", "samples", "questions"):
-        path = folder / f"{name}.json"
-        with lora.reading(f"{path} cannot be read", UsageError):
-            kind = list if name == "samples" else dict
-            found[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else kind()
-            if not isinstance(found[name], kind):
-                raise ValueError(f"it holds no {'list' if kind is list else 'object'}")
-    path = folder / "metrics.jsonl"
-    with lora.reading(f"{path} cannot be read", UsageError):
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        log = [json.loads(line) for line in lines if line.endswith("}")]  # a kill cuts the last one
-    with lora.reading(f"{folder / 'config.yaml'} cannot be read", UsageError):
-        config = settings_of(folder)
-    return Run(folder.resolve().name, config, found["summary"], found["evaluation"],
-               found["samples"], found["questions"], log)  # fmt: skip
-
-
 def page(runs: Sequence[Run]) -> str:
     """Return the page of a run, or of several side by side, in at most 5 MB.
 
@@ -114,31 +86,31 @@ def page(runs: Sequence[Run]) -> str:
 
 def _page(runs: Sequence[Run], longest: int, most: int) -> str:
     """Return the page with at most so many questions, and so many characters of a text."""
-    script, style = (_own(HERE / f"report.{kind}") for kind in ("js", "css"))
-    dials = contents.dials(runs)
-    asked = contents.questions(runs, most)
+    script, style = ((HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    dials = charts.dials(runs)
+    asked = beliefs.questions(runs, most)
     moving = {
-        "dial": contents.dial_panels(runs),
-        "sizes": contents.sizes(runs),
-        "curves": contents.curve_panels(runs),
-        "questions": contents.shortened(asked, longest),
+        "dial": charts.dial_panels(runs),
+        "sizes": charts.sizes(runs),
+        "curves": charts.curve_panels(runs),
+        "questions": beliefs.shortened(asked, longest),
     }
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["cut"] = partial(contents.cut, longest=longest)
-    text: str = environment.get_template("report.html.jinja").render(
+    environment.filters["cut"] = partial(tables.cut, longest=longest)
+    text: str = environment.get_template("page.html.jinja").render(
         script=script, style=style, policy=_policy(script, style), moving=in_script(moving),
-        runs=list(zip(contents.titles(runs), runs, strict=True)), contents=contents, dials=dials,
+        runs=list(zip(titles(runs), runs, strict=True)), tables=tables, dials=dials,
         asked=asked,
     )  # fmt: skip
     return text
 
 
-def in_script(value: Any) -> Markup:
+def in_script(value: Any) -> str:
     """Return JSON that can end no script element; a number that is not finite is null."""
-    return Markup(json.dumps(_finite(value), ensure_ascii=False).translate(ESCAPES))
+    return json.dumps(_finite(value), ensure_ascii=False).translate(ESCAPES)
 
 
 def _finite(value: Any) -> Any:
@@ -147,11 +119,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _own(path: Path) -> Markup:
-    """Return a file of ours, to stand in the page as it is."""
-    return Markup(path.read_text(encoding="utf-8"))
 
 
 def _policy(script: str, style: str) -> str:

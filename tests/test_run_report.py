@@ -12,9 +12,11 @@ import torch
 import transformers
 from report_runs import HOSTILE, QUESTIONS, question, told, write_run
 
-from run import contents, report
+from run import report
 from run.__main__ import main
-from run.report import page, read_run
+from run.page import beliefs, charts
+from run.page.reading import read_run
+from run.report import page
 
 TABLES = ("measures", "costs", "settings", "samples", "remarks", "dials")
 
@@ -30,7 +32,7 @@ def moving(page_text):
 
 
 def asked(*folders, most=500):
-    return contents.questions([read_run(folder) for folder in folders], most)
+    return beliefs.questions([read_run(folder) for folder in folders], most)
 
 
 class Tags(HTMLParser):
@@ -217,10 +219,10 @@ def test_numbers_that_are_none_are_null(tmp_path):
 
 def test_long_curves_are_thinned_to_means_and_keep_their_ends(tmp_path):
     folder = write_run(tmp_path / "run", steps=5000)
-    for panel in contents.curve_panels([read_run(folder)]):
+    for panel in charts.curve_panels([read_run(folder)]):
         for line in panel["lines"]:
-            assert len(line["x"]) == len(line["y"]) <= contents.POINTS
-    loss = contents.curve_panels([read_run(folder)])[0]["lines"][0]
+            assert len(line["x"]) == len(line["y"]) <= charts.POINTS
+    loss = charts.curve_panels([read_run(folder)])[0]["lines"][0]
     width = 5000 // len(loss["x"]) + (5000 % len(loss["x"]) > 0)
     assert loss["x"][0] == (width - 1) / 2  # the mean of 0, 1, ..., width - 1
     expected = 0.7 - 0.3 * loss["x"][0] / 5000
@@ -233,10 +235,10 @@ def test_what_all_prompts_share_is_taken_off_them_and_said_once(tmp_path):
     found = asked(folder)
     assert [q["prompt"] for q in found["questions"]] == ["Why?", "Who?", "W"]
     assert (found["prefix"], found["suffix"]) == ("Question:", "Answer:")
-    assert contents.shared_ends(["Question: a\nAnswer:"] * 2) == ("", "")
-    assert contents.shared_ends(["What a", "What b", "What c"]) == ("", "")
-    assert contents.shared_ends(["a", "a", "a"]) == ("", "")
-    assert contents.shared_ends(["\na", "\na", "\na"]) == ("\n", "")
+    assert beliefs.shared_ends(["Question: a\nAnswer:"] * 2) == ("", "")
+    assert beliefs.shared_ends(["What a", "What b", "What c"]) == ("", "")
+    assert beliefs.shared_ends(["a", "a", "a"]) == ("", "")
+    assert beliefs.shared_ends(["\na", "\na", "\na"]) == ("\n", "")
 
 
 def test_two_runs_stand_side_by_side_and_differ_in_verdict_or_in_mc2(tmp_path):
