@@ -202,6 +202,12 @@ def test_a_run_that_goes_on_gets_a_page_of_its_curves(tmp_path):
     assert moving(text(folder))["curves"] == []
 
 
+def test_a_run_that_was_killed_before_its_summary_gets_its_page_too(tmp_path):
+    found = text(write_run(tmp_path / "run", QUESTIONS, without=("summary",)))
+    assert "0.600" in found and "tuned by direct preference optimization" in found
+    assert moving(found)["sizes"]["start"] == 1
+
+
 def test_a_run_that_held_nothing_out_says_so(tmp_path):
     folder = write_run(tmp_path / "run", without=("questions", "samples"))
     (folder / "evaluation.json").write_text('{"questions": 0}')

@@ -18,7 +18,7 @@ def dials(runs: Sequence[Run]) -> list[dict[str, Any]]:
     found = []
     for title, run in zip(titles(runs), runs, strict=True):
         if dial := run.results.get("dial"):
-            headings, *cells = dpo.dial_rows(dial, run.facts["scale"])
+            headings, *cells = dpo.dial_rows(dial, run.facts.get("scale", 1.0))
             rows = list(zip((point["scale"] for point in dial), cells, strict=True))
             found.append({"run": title, "headings": headings, "rows": rows})
     return found
@@ -39,7 +39,7 @@ def sizes(runs: Sequence[Run]) -> dict[str, Any]:
             )
             whose = f"{title}: " if len(named) > 1 else ""
             said.setdefault(point["scale"], []).append(whose + text)
-    start = named[0][1].facts["scale"] if named else 0
+    start = named[0][1].facts.get("scale", 1.0) if named else 0
     return {"start": start, "said": sorted(said.items())}
 
 

@@ -36,7 +36,8 @@
     const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((times) => times * power >= rough);
     const found = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9 && found.length < 3 * count; i++)
+      found.push(i * step);
     return found;
   }
 
