@@ -1,6 +1,7 @@
 """report.html as a browser shows it: a real Chromium opens the file, and nothing else."""
 
 import itertools
+import math
 import shutil
 
 import pytest
@@ -250,6 +251,15 @@ def test_a_long_answer_is_a_click_away_and_one_of_a_megabyte_is_cut(tmp_path, sh
     second.locator("summary").click()
     assert "[cut here; 1,000,000 characters in all]" in second.inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_scores_that_are_no_numbers_are_question_marks(tmp_path, show):
+    one = question("Q", (1, 2), (2, 1))
+    one["answers"][1]["after"] = math.nan
+    write_report(folder := write_run(tmp_path / "run", [one]))
+    page = show(folder / "report.html")
+    assert "MC2 0.333 → ?" in page.locator(".badge").inner_text()
+    assert page.locator(".value").all_inner_texts() == ["33.3%", "?", "66.7%", "?"]
 
 
 def test_two_runs_show_first_where_they_differ(runs, show):

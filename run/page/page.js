@@ -22,7 +22,8 @@
       ? value.toExponential(1) : +value.toPrecision(digits)).replace("-", "−");
   const percent = (share) =>
     share === null ? "?" : share > 0 && share < 0.001 ? "<0.1%" : `${(100 * share).toFixed(1)}%`;
-  const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(3);
+  const fixed = (value, digits) => (value === null ? "?" : value.toFixed(digits).replace("-", "−"));
+  const signed = (value) => (value < 0 ? "" : "+") + fixed(value, 3);
 
   // Charts: a plane of WIDE by HIGH within its margins, in units of a pixel of a small screen.
   const WIDE = 360, HIGH = 230, LEFT = 48, RIGHT = 12, TOP = 8, BOTTOM = 34;
@@ -36,8 +37,10 @@
     const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((times) => times * power >= rough);
     const found = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9 && found.length < 3 * count; i++)
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) {
+      if (found.length > 3 * count) break; // numbers so large that 1 more is the same
       found.push(i * step);
+    }
     return found;
   }
 
@@ -67,10 +70,11 @@
     for (const y of ticks(y0, y1, 5))
       axes.push(svg("line", {class: "grid", x1: LEFT, x2: WIDE - RIGHT, y1: up(y), y2: up(y)}),
         svg("text", {x: LEFT - 5, y: up(y) + 4, "text-anchor": "end"}, number(y, 6)));
+    const foot = HIGH - BOTTOM, centred = {"text-anchor": "middle"};
     for (const x of ticks(x0, x1, 5))
-      axes.push(svg("line", {class: "axis", x1: across(x), x2: across(x), y1: HIGH - BOTTOM, y2: HIGH - BOTTOM + 4}),
-        svg("text", {x: across(x), y: HIGH - BOTTOM + 16, "text-anchor": "middle", class: "tick"}, number(x, 6)));
-    axes.push(svg("text", {x: (LEFT + WIDE - RIGHT) / 2, y: HIGH - 3, "text-anchor": "middle"}, panel.across));
+      axes.push(svg("line", {class: "axis", x1: across(x), x2: across(x), y1: foot, y2: foot + 4}),
+        svg("text", {class: "tick", x: across(x), y: foot + 16, ...centred}, number(x, 6)));
+    axes.push(svg("text", {x: (LEFT + WIDE - RIGHT) / 2, y: HIGH - 3, ...centred}, panel.across));
     // a nested svg clips what lies outside the plane
     const plane = svg("svg", {x: LEFT, y: TOP, width: WIDE - LEFT - RIGHT, height: HIGH - TOP - BOTTOM,
       viewBox: `${LEFT} ${TOP} ${WIDE - LEFT - RIGHT} ${HIGH - TOP - BOTTOM}`});
@@ -82,13 +86,21 @@
     const cursor = svg("line", {class: "rule", y1: TOP, y2: HIGH, visibility: "hidden"});
     plane.append(band, cursor);
     const label = `${panel.title} against ${panel.across}, from ${number(x0)} to ${number(x1)}`;
-    const picture = svg("svg", {viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": label, class: "plane"}, ...axes, plane);
-    figure.replaceChildren(html("figcaption", {}, panel.title), picture, legend(panel), html("div", {class: "readout"}));
-    return {picture, band, cursor, at: (pixel) => x0 + (pixel - LEFT) / (WIDE - LEFT - RIGHT) * (x1 - x0), across};
+    const about = {viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": label, class: "plane"};
+    const picture = svg("svg", about, ...axes, plane), readout = html("div", {class: "readout"});
+    figure.replaceChildren(html("figcaption", {}, panel.title), picture, legend(panel), readout);
+    const at = (pixel) => x0 + (pixel - LEFT) / (WIDE - LEFT - RIGHT) * (x1 - x0);
+    return {picture, readout, band, cursor, across, at};
   }
 
   const look = (line) =>
     `c${line.colour % 6} d${line.dash % 4}${line.faint ? " faint" : ""}${line.thin ? " thin" : ""}`;
+
+  const mark = (line, x, y) => svg("path", {
+    class: `mark ${look(line)}${line.alone ? " hollow" : ""}`,
+    d: MARKS[line.colour % 6],
+    transform: `translate(${x} ${y})`,
+  });
 
   function drawn(line, across, up) {
     const parts = [];
@@ -102,13 +114,12 @@
     if (line.sizes || line.alone || line.x.length === 1)
       line.x.forEach((x, i) => {
         if (line.y[i] === null) return;
-        const mark = svg("path", {class: `mark ${look(line)}${line.alone ? " hollow" : ""}`, d: MARKS[line.colour % 6],
-          transform: `translate(${across(x)} ${up(line.y[i])})`});
+        const point = mark(line, across(x), up(line.y[i]));
         if (line.sizes) {
-          mark.dataset.size = line.sizes[i];
-          mark.append(svg("title", {}, `${line.label}, size ${line.sizes[i]}: ${number(line.y[i])}`));
+          point.dataset.size = line.sizes[i];
+          point.append(svg("title", {}, `${line.label}, size ${line.sizes[i]}: ${number(line.y[i])}`));
         }
-        parts.push(mark);
+        parts.push(point);
       });
     return parts;
   }
@@ -119,7 +130,7 @@
       const sample = svg("svg", {viewBox: "0 0 30 12", "aria-hidden": "true"});
       if (!line.alone) sample.append(svg("path", {class: `curve ${look(line)}`, d: "M0,6H30"}));
       if (line.sizes || line.alone)
-        sample.append(svg("path", {class: `mark ${look(line)}${line.alone ? " hollow" : ""}`, d: MARKS[line.colour % 6], transform: "translate(15 6)"}));
+        sample.append(mark(line, 15, 6));
       return html("li", {}, sample, html("bdi", {}, line.label));
     }));
   }
@@ -143,7 +154,8 @@
     });
     function show() {
       const [size, lines] = stops[input.value];
-      said.replaceChildren(html("strong", {}, `Size ${number(size)}: `), ...lines.map((line) => html("span", {}, line)));
+      const title = html("strong", {}, `Size ${number(size)}: `);
+      said.replaceChildren(title, ...lines.map((line) => html("span", {}, line)));
       input.setAttribute("aria-valuetext", `size ${number(size)}`);
       buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === +input.value));
       for (const node of document.querySelectorAll("#dial [data-size]")) {
@@ -154,7 +166,8 @@
     }
     input.value = stops.findIndex(([size]) => size === data.sizes.start);
     input.addEventListener("input", show);
-    box.append(html("label", {for: "size"}, "Size of the adapter"), input, html("div", {class: "stops"}, ...buttons), said);
+    const label = html("label", {for: "size"}, "Size of the adapter");
+    box.append(label, input, html("div", {class: "stops"}, ...buttons), said);
     show();
   }
 
@@ -196,9 +209,8 @@
     });
 
     /** Let a pointer read a chart's values, and drag over the steps to zoom into. */
-    function follow(figure, panel, {picture, band, cursor, at, across}) {
+    function follow(figure, panel, {picture, readout, band, cursor, across, at}) {
       const named = panel.lines.filter((line) => line.label || !line.faint);
-      const readout = figure.querySelector(".readout");
       let start = null;
       const pixel = (event) => {
         const box = picture.getBoundingClientRect();
@@ -252,28 +264,31 @@
   function questions() {
     const box = place("asked"), asked = data.questions;
     if (!box) return;
-    const all = asked.questions.map((question, order) => ({
-      ...question, order,
-      words: [question.prompt, question.category, ...question.answers.map((a) => a.text)].join("\n").toLowerCase(),
-    }));
+    const all = asked.questions.map((question, order) => {
+      const texts = [question.prompt, question.category, ...question.answers.map((a) => a.text)];
+      return {...question, order, words: texts.join("\n").toLowerCase()};
+    });
     const keys = {
-      most: (q) => -Math.abs(q.change), up: (q) => -q.change, down: (q) => q.change, order: (q) => q.order,
+      most: (q) => -Math.abs(q.change), up: (q) => -q.change,
+      down: (q) => q.change, order: (q) => q.order,
     };
-    const search = html("input", {type: "search", id: "search", placeholder: "words in prompts and answers"});
-    const sort = html("select", {id: "sort"}, ...asked.sorts.map(([value, name]) => html("option", {value}, name)));
+    const search = html("input", {type: "search", placeholder: "words in prompts and answers"});
+    const sort = html("select", {}, ...asked.sorts.map(([value, name]) => html("option", {value}, name)));
     const chips = [["all", "All", "every question"], ...asked.statuses].map(([value, name, meaning]) => {
       const count = value === "all" ? all.length : all.filter((q) => q.status === value).length;
       const input = html("input", {type: "radio", name: "status", value});
       input.checked = asked.start === value;
-      return html("label", {class: "chip", title: meaning}, input, `${name} `, html("b", {}, String(count)));
+      const many = html("b", {}, String(count));
+      return html("label", {class: "chip", title: meaning}, input, `${name} `, many);
     });
     const count = html("p", {"aria-live": "polite", id: "count", class: "note"});
     const list = html("ol", {class: "asked"});
     const more = html("button", {type: "button", class: "button"}, `Show ${AT_ONCE} more`);
-    const controls = html("div", {class: "controls"}, html("fieldset", {}, html("legend", {}, "Show"), ...chips),
+    const controls = html("div", {class: "controls"},
+      html("fieldset", {}, html("legend", {}, "Show"), ...chips),
       html("label", {}, "Search", search), html("label", {}, "Sort by", sort));
     box.append(controls, count, list, more);
-    const meanings = Object.fromEntries(asked.statuses.map(([key, name, meaning]) => [key, [name, meaning]]));
+    const meanings = Object.fromEntries(asked.statuses.map(([key, ...words]) => [key, words]));
     let found = [], shown = 0;
 
     function add() {
@@ -288,8 +303,8 @@
     function update() {
       const status = box.querySelector("[name=status]:checked").value;
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-      const key = keys[sort.value];
-      found = all.filter((q) => (status === "all" || q.status === status) && words.every((word) => q.words.includes(word)));
+      const key = keys[sort.value], shows = (q) => status === "all" || q.status === status;
+      found = all.filter((q) => shows(q) && words.every((word) => q.words.includes(word)));
       found.sort((a, b) => key(a) - key(b) || a.order - b.order);
       shown = 0;
       list.replaceChildren();
@@ -307,44 +322,52 @@
   }
 
   function card(question, bars, meanings) {
-    const two = bars.length === 2 && question.mc2.length === 2;
-    const alone = bars.length === 2;
-    const values = question.mc2.map((value) => value.toFixed(3));
-    const said = alone
+    const values = question.mc2.map((value) => fixed(value, 3));
+    const said = bars.length === 2
       ? `MC2 ${values.join(" → ")} ${question.change < 0 ? "▼" : "▲"} ${signed(question.change)}`
       : `MC2 ${values.map((value, i) => `${bars[i]} ${value}`).join(", ")}`;
     const [name, meaning] = meanings[question.status];
     const badge = html("span", {class: "badge"}, html("b", {title: meaning}, name), said);
-    const answers = question.answers.map((answer) => html("li", {class: answer.right ? "right" : "wrong"},
-      html("div", {class: "said", dir: "auto"},
-        html("span", {class: "sign", role: "img", "aria-label": answer.right ? "right" : "wrong"}, answer.right ? "✓" : "✗"),
-        ...(answer.best ? [html("span", {class: "best"}, "best")] : []), long(answer.text)),
-      html("div", {class: "bars"}, ...bars.flatMap((label, i) => bar(label, answer.shares[i], answer.logps[i])))));
-    return html("li", {}, html("div", {class: "head"}, html("div", {class: "prompt", dir: "auto"}, long(question.prompt)), badge),
-      ...(question.category ? [html("div", {class: "category"}, html("bdi", {}, question.category))] : []),
-      html("ul", {class: "answers"}, ...answers));
+    const category = html("div", {class: "category"}, html("bdi", {}, question.category));
+    return html("li", {},
+      html("div", {class: "head"}, html("div", {class: "prompt"}, long(question.prompt)), badge),
+      ...(question.category ? [category] : []),
+      html("ul", {class: "answers"}, ...question.answers.map((answer) => answered(answer, bars))));
+  }
+
+  function answered(answer, bars) {
+    const kind = answer.right ? "right" : "wrong";
+    const sign = html("span", {class: "sign", role: "img", "aria-label": kind}, answer.right ? "✓" : "✗");
+    const best = answer.best ? [html("span", {class: "best"}, "best")] : [];
+    const drawn = bars.flatMap((label, i) => bar(label, answer.shares[i], answer.logps[i]));
+    return html("li", {class: kind},
+      html("div", {class: "said"}, sign, ...best, long(answer.text)),
+      html("div", {class: "bars"}, ...drawn));
   }
 
   function bar(label, share, logp) {
     const full = html("span", {class: "fill"});
     full.style.width = `${100 * (share || 0)}%`;
-    const nats = logp === null ? "?" : logp.toFixed(1).replace("-", "−");
     return [
-      html("span", {class: "of", title: label}, html("bdi", {}, label)), html("span", {class: "track"}, full),
-      html("span", {class: "value"}, percent(share)), html("span", {class: "logp", title: "log-prob, nats"}, nats),
+      html("span", {class: "of", title: label}, html("bdi", {}, label)),
+      html("span", {class: "track"}, full),
+      html("span", {class: "value"}, percent(share)),
+      html("span", {class: "logp", title: "log-prob, nats"}, fixed(logp, 1)),
     ];
   }
 
   /** Return a text, of a long one the beginning and the whole a click away. */
   function long(text) {
     if (text.length <= LONG) return html("bdi", {}, text || "(empty)");
-    return html("details", {class: "long"},
-      html("summary", {}, html("bdi", {class: "start"}, `${text.slice(0, LONG)} … `), html("span", {class: "more"}, "all of it")),
-      html("bdi", {}, text));
+    const start = html("bdi", {class: "start"}, `${text.slice(0, LONG)} … `);
+    const more = html("span", {class: "more"}, "all of it");
+    return html("details", {class: "long"}, html("summary", {}, start, more), html("bdi", {}, text));
   }
 
   dial();
   questions();
   curves();
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((node) => { node.open = true; }));
+  addEventListener("beforeprint", () => {
+    for (const node of document.querySelectorAll("details")) node.open = true;
+  });
 }
