@@ -21,6 +21,7 @@ from dpo.evaluation.measures import (
 from dpo.evaluation.neutral import neutral_texts, perplexities, rise
 from dpo.evaluation.outcome import AtSize, MeasuredOn, Outcome, drift_of, no_drift, outcome_of
 from dpo.evaluation.pictures import evaluation_figure
+from dpo.evaluation.questions import QUESTIONS, evenly, in_words
 from dpo.logps import answer_logps, edge_logps
 from dpo.loss import DPOLoss, dpo_loss
 from dpo.losses import Constants, Divergence, Loss, check_loss, loss_terms, needs_reference

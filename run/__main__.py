@@ -15,6 +15,7 @@ COMMANDS = {
     "sample": "answers of the base and of the tuned model, side by side; a chat",
     "scale": "make a finished run anew at another size of its adapter, without training",
     "merge": "merge an adapter into its base, a shard at a time",
+    "report": "the page of a run in your browser, made anew; or of several side by side",
     "publish": "check a run, and put it on the Hub in one commit",
 }
 

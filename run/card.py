@@ -86,6 +86,15 @@ def data_on_hub(source: str) -> str | None:
     return name if "/" in name and not Path(source).exists() else None
 
 
+def settings_of(run: Path) -> dict[str, Any]:
+    """Return what config.yaml says, each source in a list."""
+    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    for name in ("data", "eval_data"):  # runs of before had one source
+        named = config.get(name) or []
+        config[name] = [named] if isinstance(named, str) else named
+    return config
+
+
 def settings_shown(config: Mapping[str, Any]) -> str:
     """Return the lines of every setting, but for a few and for what is off by default."""
     defaults = {field.name: field.default for field in fields(Config)}
@@ -103,19 +112,14 @@ def model_card(
     run: Path, repo: str = "REPO", adapter_only: bool = False, check: Check | None = None
 ) -> ModelCard:
     """Return the card of a run as it is published under `repo`."""
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    for name in ("data", "eval_data"):  # runs of before had one source
-        named = config.get(name) or []
-        config[name] = [named] if isinstance(named, str) else named
+    config = settings_of(run)
     results, facts, samples = (
         json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("evaluation", "summary", "samples")
     )
     on_hub = base_on_hub(config["model"])
     drift = dpo.Drift(**results["drift"]) if results["questions"] else None
-    one = {"source": config["data"][0], "questions": facts["audit"]["questions"], "held_out": False}
-    sources = facts.get("sources", [one])
-    trained, apart = ([s for s in sources if s["held_out"] == held] for held in (False, True))
+    trained, apart = sources_of(config, facts)
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"literal": literal, "fenced": fenced}
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -124,8 +128,8 @@ def model_card(
         on_hub=on_hub,
         loadable=repr(on_hub or "THE_BASE"),
         repo=repr(repo),
-        data=_counted(trained),
-        apart=_counted(apart),
+        data=counted(trained),
+        apart=counted(apart),
         contaminated=any(
             name in source.lower() for source in config["data"] for name in WITH_TRUTHFULQA
         ),
@@ -148,7 +152,17 @@ def model_card(
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
 
 
-def _counted(sources: Sequence[Mapping[str, Any]]) -> str:
+def sources_of(
+    config: Mapping[str, Any], facts: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the sources that were trained on, and those that were held out whole."""
+    one = {"source": config["data"][0], "questions": facts["audit"]["questions"], "held_out": False}
+    sources = facts.get("sources", [one])
+    trained, apart = ([s for s in sources if s["held_out"] == held] for held in (False, True))
+    return trained, apart
+
+
+def counted(sources: Sequence[Mapping[str, Any]]) -> str:
     """Return the names of sources, each with its questions where there are several."""
     names = [public_name(source["source"]) for source in sources]
     counts = [f" ({source['questions']:,} questions)" for source in sources]

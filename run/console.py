@@ -181,16 +181,14 @@ def print_summary(folder: Path, found: dpo.Outcome | None, summary: dict[str, An
         f" pass; {summary['peak_memory_bytes'] / 2**30:.2f} GiB at most, planned were "
         f"{summary['planned_memory_bytes'] / 2**30:.2f}\nseconds: {seconds}\n"
     )
-    print_next(folder, found, summary)
+    print_next(folder, summary)
 
 
-def print_next(folder: Path, found: dpo.Outcome | None, summary: dict[str, Any]) -> None:
+def print_next(folder: Path, summary: dict[str, Any]) -> None:
     """Say what was written, and what to do with it."""
     print(f"Written to {folder}: adapter/ (PEFT's format)" + ", merged/" * summary["merged"])
     run = shlex.quote(str(folder))
-    pictures = f"{run}/evaluation.png, {run}/dial.png, " * bool(found)
-    pictures += f"{run}/curves.png, {run}/README.md"
-    print(f"Look:       {pictures}")
+    print(f"Look:       {run}/report.html, in a browser; {run}/README.md, the model card")
     print(f"Ask it:     python -m run sample {run}")
     print(f"Publish it: python -m run publish {run} OWNER/NAME")
     print(f"Repeat it:  python train.py --config {shlex.quote(f'{folder}/config.yaml')}")

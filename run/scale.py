@@ -113,7 +113,7 @@ def write_scaled(run: FinishedRun, facts: dict[str, Any], config: Config, folder
     write_facts(folder, facts)
     print_outcome(found, facts)
     print()
-    print_next(folder, found, facts)
+    print_next(folder, facts)
 
 
 def _reference(config: Config, base: lora.Base) -> Reference:

@@ -86,7 +86,7 @@ class Sizes:
             samples = dpo.samples(
                 self.model, self.reference.active, self.tokenizer, self.on.questions
             )
-        return dpo.outcome_of(self.on, self._before, measured, size, samples)
+        return dpo.outcome_of(self.on, self._before, measured, size, samples, self.tokenizer)
 
     @cached_property
     def _before(self) -> dpo.Scores:

@@ -10,11 +10,12 @@ from run.card import model_card
 from run.folder import draw_curves, write_json
 from run.measuring import hardware, peak_memory
 from run.reference import starting_reference
+from run.report import write_report
 from run.training import Training
 
 
 def write_outcome(folder: Path, found: dpo.Outcome | None, size: float) -> None:
-    """Write evaluation.json, samples.json and three pictures; the adapter has this size.
+    """Write evaluation, samples, questions as JSON, and three pictures; the adapter has this size.
 
     Where nothing was held out, nothing is known: evaluation.json has no questions.
     """
@@ -23,6 +24,7 @@ def write_outcome(folder: Path, found: dpo.Outcome | None, size: float) -> None:
     write_json(folder / "samples.json", found.samples if found else [])
     if not found:
         return
+    write_json(folder / "questions.json", found.questions)
     pictures = {
         "evaluation.png": dpo.evaluation_figure(found.results, *found.margins),
         "dial.png": dpo.dial_figure(found.results["dial"], size),
@@ -58,6 +60,7 @@ def write_summary(training: Training, base: lora.Base, size: float) -> dict[str,
         "scale": size,
         "best": training.best.facts,
         "audit": training.questions.report.figures,
+        "data_report": training.questions.report.lines,
         "planned_memory_bytes": training.plan.peak,
     }
     write_facts(folder, facts)
@@ -65,7 +68,8 @@ def write_summary(training: Training, base: lora.Base, size: float) -> dict[str,
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Write summary.json, and the card, which reads it."""
+    """Write summary.json, and the card and the report, which read it."""
     write_json(folder / "summary.json", facts)
     card = model_card(folder, adapter_only=not facts["merged"])
     lora.write_text(folder / "README.md", str(card))
+    write_report(folder)

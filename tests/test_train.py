@@ -67,8 +67,8 @@ def test_a_run_leaves_the_files_of_the_contract(run, model_folder):
     folder = run("out")
     assert sorted(p.name for p in folder.iterdir()) == [
         "README.md", "adapter", "checkpoints", "config.yaml", "curves.png", "dial.png",
-        "evaluation.json", "evaluation.png", "merged", "metrics.jsonl", "samples.json",
-        "summary.json",
+        "evaluation.json", "evaluation.png", "merged", "metrics.jsonl", "questions.json",
+        "report.html", "samples.json", "summary.json",
     ]  # fmt: skip
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["questions"] == 1  # a fifth of five

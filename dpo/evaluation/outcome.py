@@ -9,6 +9,7 @@ from dpo.evaluation.drift import PROMPTS, Drift, change, kl_to_reference
 from dpo.evaluation.generate import AsReference
 from dpo.evaluation.measures import believed, compare, pair_margins
 from dpo.evaluation.neutral import Texts, perplexities, perplexity
+from dpo.evaluation.questions import in_words
 from dpo.scoring import Scores
 
 
@@ -18,6 +19,7 @@ class Outcome(NamedTuple):
     results: dict[str, Any]  # evaluation.json
     samples: list[dict[str, Any]]  # samples.json
     margins: tuple[Sequence[float], Sequence[float]]  # of the held-out pairs, before and after
+    questions: Mapping[str, Any]  # questions.json
 
     @property
     def drift(self) -> Drift:
@@ -68,6 +70,7 @@ def outcome_of(
     measured: Mapping[float, AtSize],
     size: float,
     samples: list[dict[str, Any]],
+    tokenizer: Any,
 ) -> Outcome:
     """Compare the adapter at one of its measured sizes with the reference, whose scores are `old`.
 
@@ -82,4 +85,5 @@ def outcome_of(
         for scale, at in sorted(measured.items())
     ]
     margins = (pair_margins(questions, old), pair_margins(questions, now.scores))
-    return Outcome({**results, "drift": now.drift._asdict(), "dial": dial}, samples, margins)
+    results |= {"drift": now.drift._asdict(), "dial": dial}
+    return Outcome(results, samples, margins, in_words(questions, tokenizer, old, now.scores))
