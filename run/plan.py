@@ -18,6 +18,7 @@ from run import inputs
 from run.anchors import tokens_of
 from run.config import Config
 from run.errors import UsageError
+from run.graphs import why_not
 from run.measuring import free_memory, matmul_rate, resident
 from run.processes import World
 from run.tracing import activations
@@ -54,18 +55,21 @@ class Plan:
     shards: int = 1  # processes that the base's layers are split among
     budgets: Budgets = DEFAULT  # tokens fed at once
     checkpointing: Checkpointing = "off"  # whether layers are computed again backward
+    no_graphs: str = "they are for CUDA"  # why steps are not recorded; "" where they are
 
     @property
     def peak(self) -> int:
         """Return the memory that the run holds at most.
 
-        A GPU's allocator gives the memory of one phase to the next. The C library of a CPU keeps
+        A GPU's allocator gives the memory of one phase to the next, but for that of recorded steps,
+        which have a pool of their own. The C library of a CPU keeps
         most of it in pieces that do not fit, so that there the phases add up; but blocks are small
         enough for what scoring left, and are given back when training ends.
         """
         held = self.program + self.weights + self.adapters
         if not self.on_cpu:
-            return held + max(self.step, self.scoring, self.checking, self.looking)
+            others = max(self.scoring, self.checking, self.looking)
+            return held + (max(self.step, others) if self.no_graphs else self.step + others)
         run = self.step + max(self.scoring + self.looking, self.blocks)
         return held + max(self.checking, run)
 
@@ -83,6 +87,7 @@ class Plan:
         """Say it, under headings."""
         share = self.trained / self.parameters
         split = f"; layers split among {self.shards} processes" if self.shards > 1 else ""
+        graphs = f"none: {self.no_graphs}" if self.no_graphs else "one for each shape of batch"
         blocks = f", in blocks {self.blocks / MIB:,.0f} MiB more" if self.blocks else ""
         return [
             ("plan", f"weights {self.weights / MIB:,.0f} MiB{blocks}; adapters, gradients "
@@ -94,6 +99,7 @@ class Plan:
                  f"{(self.free + self.program) / GIB:.1f} GiB are there"),
             ("", f"{self.flops / 1e12:,.1f} TFLOP, some {self.seconds:,.0f} s at {USED:.0%} of "
                  f"the {self.rate / 1e9:,.0f} GFLOP/s measured"),
+            *([] if self.on_cpu else [("graphs", graphs)]),
         ]  # fmt: skip
 
 
@@ -151,6 +157,7 @@ def make(
         shards=shards,
         budgets=budgets,
         checkpointing=config.checkpointing,
+        no_graphs=why_not(config, device, "tries", shards),
     )
 
 
@@ -213,6 +220,8 @@ def choose_plan(config: Config, questions: data.Prepared, steps: data.Steps, wor
         print(f"Memory: {SHARES[DEFAULT.train // plan.budgets.train]} is fed at once", flush=True)
     if plan.checkpointing == "on" and len(ways) > 1:
         print("Memory: activations are computed again backward (--checkpointing on)", flush=True)
+    if config.graphs == "on" and plan.no_graphs:
+        raise UsageError(f"--graphs on: {plan.no_graphs}; leave it out")
     if not plan.fits:
         _say_what_would_fit(plan, work)
     # Where one process splits the base, all of them make the same passes.
