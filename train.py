@@ -55,10 +55,10 @@ def backward(model: Any, batch: data.PairBatch, reference: Reference, config: Co
 def accumulate(training: Training, pairs: Sequence[data.Pair]) -> StepLog:
     """Leave the gradient of a whole step in the adapters, micro-batch by micro-batch."""
     while True:
-        logs = []
+        logs, step = [], training.graphed(backward)  # on a GPU all its kernels are one graph
         with training.budget:  # out of memory: gradients zeroed, budget halved, tried again
             for batch in training.micro_batches(pairs):
-                logs.append(backward(training.model, batch, training.reference, training.config))
+                logs.append(step(training.model, batch, training.reference, training.config))
             return StepLog.joined(logs, stopped=training.job.stop.received)
 
 

@@ -9,6 +9,7 @@ from data.batches import (
     split_by_prompt,
     step_batches,
 )
+from data.buckets import Bucket
 from data.encode import (
     Anchor,
     EncodedQuestion,

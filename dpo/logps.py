@@ -8,14 +8,13 @@ token included, and none of the prompt's.
 Shape legend: B rows, L tokens in a row, D nodes that predict, E scored edges, A answers, H hidden.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask
 
 from data.trees import TreeBatch, ancestor_mask
+from dpo.block_masks import tree_block_mask
 from dpo.head import head_of, token_logps
 
 
@@ -87,11 +86,9 @@ def attention_masks(model: Any, batch: TreeBatch) -> Any:
     flex = getattr(config, "_attn_implementation", None) == "flex_attention"
 
     def mask_for(window: int | None) -> Any:
-        mask = ancestor_mask(batch.positions, batch.ends, window)[:, None]
         if flex:
-            rows, _, length, _ = mask.shape
-            seen = partial(_seen, mask[:, 0])
-            return create_block_mask(seen, rows, None, length, length, mask.device)
+            return tree_block_mask(batch.positions, batch.ends, window)
+        mask = ancestor_mask(batch.positions, batch.ends, window)[:, None]
         least = torch.finfo(model.dtype).min  # not -inf: a row that sees nothing would be NaN
         zero = torch.zeros((), dtype=model.dtype, device=mask.device)
         return torch.where(mask, zero, least)
@@ -101,8 +98,3 @@ def attention_masks(model: Any, batch: TreeBatch) -> Any:
     if not types:
         return mask_for(window)
     return {t: mask_for(window if t == "sliding_attention" else None) for t in set(types)}
-
-
-def _seen(mask: Tensor, row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """Answer what flex attention asks: may token i of a row attend to token j?"""
-    return mask[row, i, j]

@@ -168,7 +168,7 @@ def group(p: Pairs) -> Tensor:
     """
     if p.questions is None:
         raise ValueError("the group loss needs the question of each pair")
-    _, place = p.questions.unique(return_inverse=True)  # (P,) which of the Q questions
+    place = ranks(p.questions)  # (P,) which of the Q questions
     return plackett_luce(p.margin, place)[place]
 
 
@@ -184,24 +184,34 @@ def ranking(p: Pairs) -> Tensor:
     """
     if p.questions is None or p.chosen_answers is None:
         raise ValueError("the ranking loss needs the question and chosen answer of each pair")
-    _, place = p.chosen_answers.unique(return_inverse=True)  # (P,) which of the C chosen answers
-    terms = plackett_luce(p.margin, place)  # (C,)
-    _, question = p.questions.unique(return_inverse=True)  # (P,) which of the Q questions
-    owner = torch.zeros_like(terms, dtype=torch.long).scatter(0, place, question)  # (C,)
-    sums = torch.zeros_like(terms).index_add(0, owner, terms)  # (C,), of which Q are used
+    place = ranks(p.chosen_answers)  # (P,) which of the C chosen answers
+    terms = plackett_luce(p.margin, place)  # (P,), of which C are used and others are 0
+    question = ranks(p.questions)  # (P,) which of the Q questions
+    owner = torch.zeros_like(place).scatter(0, place, question)  # (P,)
+    sums = torch.zeros_like(terms).index_add(0, owner, terms)  # (P,), of which Q are used
     return sums[question]  # eq. (22) of docs/math.md
 
 
+def ranks(numbers: Tensor) -> Tensor:
+    """Return (P,): how many other numbers are smaller, each counted once, for numbers (P,).
+
+    It is the inverse of `unique`, whose size would depend on the values: a GPU would have to wait.
+    """
+    place = torch.arange(len(numbers), device=numbers.device)
+    first = (numbers[:, None] == numbers).int().argmax(1) == place  # (P,) of its number
+    return (first & (numbers < numbers[:, None])).sum(1)
+
+
 def plackett_luce(margin: Tensor, place: Tensor) -> Tensor:
-    """Return (G,) -log of the chance that a group's chosen answer comes first in it.
+    """Return (P,) -log of the chance that a group's chosen answer comes first in it; 0 of no group.
 
     softplus(log sum_k e^(-m_k)) over the pairs k of a group; `place` is (P,), the group of each.
     """
-    most = torch.full_like(margin[: int(place.max()) + 1], -torch.inf)
+    most = torch.full_like(margin, -torch.inf)
     most = most.scatter_reduce(0, place, -margin.detach(), "amax")
     # log-sum-exp over the pairs of a group, its largest term taken out
     parts = torch.exp(-margin - most[place])
-    sums = torch.zeros_like(most).index_add(0, place, parts)
+    sums = torch.zeros_like(most).index_add(0, place, parts).clamp(min=1)  # 1: of no group
     return F.softplus(most + sums.log())  # eq. (8) of docs/math.md
 
 

@@ -16,6 +16,7 @@ from lora.base.attention import attention_by_hand
 from lora.base.blocks import bytes_of_blocks, trim_memory, weights_in_blocks
 from lora.base.checkpointing import layers_checkpointed
 from lora.base.compiling import layers_compiled
+from lora.base.few_kernels import few_kernels
 from lora.base.fingerprint import base_hash, fingerprint
 from lora.base.folders import BUILTIN_HUB_ID, GEMMA_TERMS, builtin_path, folder_of
 from lora.base.layers import decoder_layers
@@ -31,6 +32,7 @@ from lora.base.loading import (
 from lora.base.norms import norms_by_hand
 from lora.base.rotary import rotary_by_rows
 from lora.base.sharding import load_sharded, take_part
+from lora.casts import adapters_cast
 from lora.errors import ModelError, is_failure, reading, reason
 from lora.files import FULL, expanded, whole, whole_folder, write_text, writing
 from lora.layer import LoRALinear

@@ -186,6 +186,9 @@ class Config:
         "auto", "compute layers again backward; auto: where memory lacks"
     )
     compile: Compile = flag("auto", "torch.compile the layers; auto: where many steps make it pay")
+    graphs: Literal["auto", "on", "off"] = flag(
+        "off", "on CUDA, a step's kernels as one graph for each shape of batch; auto: if it can be"
+    )
     shard: Shard = flag("auto", "split the base over torchrun's processes; auto: if too large")
     threads: str = flag("auto", "that compute on a CPU: a number, or what is fastest at the start")
     seed: int = flag(

@@ -20,6 +20,7 @@ from run import inputs
 from run.anchors import tokens_of
 from run.config import Config
 from run.errors import UsageError
+from run.graphs import why_not
 from run.measuring import free_memory, matmul_rate, resident
 from run.processes import World
 from run.tracing import activations, shapes_of
@@ -57,15 +58,17 @@ class Plan:
     shards: int = 1  # processes that the base's layers are split among
     budgets: Budgets = DEFAULT  # tokens fed at once
     checkpointing: Checkpointing = "off"  # whether layers are computed again backward
+    no_graphs: str | None = None  # why a GPU's steps are not recorded; "" where they are
 
     @property
     def peak(self) -> int:
         """Return the memory that the run holds at most.
 
-        What one phase needed, the next one has again.
+        What one phase needed, the next one has again; but recorded steps of a GPU keep a pool.
         """
         held = self.program + self.weights + self.adapters
-        return held + max(self.checking, self.step + self.blocks, self.scoring + self.looking)
+        step, others = self.step + self.blocks, max(self.checking, self.scoring + self.looking)
+        return held + (step + others if self.no_graphs == "" else max(step, others))
 
     @property
     def fits(self) -> bool:
@@ -81,6 +84,7 @@ class Plan:
         """Say it, under headings."""
         share = self.trained / self.parameters
         split = f"; layers split among {self.shards} processes" if self.shards > 1 else ""
+        graphs = f"none: {self.no_graphs}" if self.no_graphs else "one for each shape of batch"
         blocks = f", in blocks {self.blocks / MIB:,.0f} MiB more" if self.blocks else ""
         return [
             ("plan", f"weights {self.weights / MIB:,.0f} MiB{blocks}; adapters, gradients "
@@ -92,6 +96,7 @@ class Plan:
                  f"{(self.free + self.program) / GIB:.1f} GiB are there"),
             ("", f"{self.flops / 1e12:,.1f} TFLOP, some {self.seconds:,.0f} s at {USED:.0%} of "
                  f"the {self.rate / 1e9:,.0f} GFLOP/s measured"),
+            *([] if self.no_graphs is None else [("graphs", graphs)]),
         ]  # fmt: skip
 
 
@@ -151,6 +156,7 @@ def make(
         shards=shards,
         budgets=budgets,
         checkpointing=config.checkpointing,
+        no_graphs=None if on_cpu else why_not(config, device, "tries", shards),
     )
 
 
@@ -227,6 +233,8 @@ def choose_plan(config: Config, questions: data.Prepared, steps: data.Steps, wor
         print(f"Memory: {SHARES[DEFAULT.train // plan.budgets.train]} is fed at once", flush=True)
     if plan.checkpointing == "on" and len(ways) > 1:
         print("Memory: activations are computed again backward (--checkpointing on)", flush=True)
+    if config.graphs == "on" and plan.no_graphs != "":
+        raise UsageError(f"--graphs on: {plan.no_graphs or 'they are for CUDA'}; leave it out")
     if not plan.fits:
         _say_what_would_fit(plan, work)
     # Where one process splits the base, all of them make the same passes.

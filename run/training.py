@@ -4,6 +4,7 @@ The loop itself stands there. Here is what must survive a kill, as parts with a 
 what happens around a step.
 """
 
+import itertools
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ import data
 import dpo
 import lora
 from run import checkpoint, threads
+from run.ahead import Ahead
 from run.anchors import Anchors
 from run.checkpoint import AdapterPart, Checkpoint, Part
 from run.commands import Stop
@@ -26,6 +28,7 @@ from run.config import Config
 from run.console import Progress, watch_answers
 from run.errors import Stopped, UsageError
 from run.folder import draw_curves, log_line, metrics_log
+from run.graphs import Backward, CudaGraph, Graphs, buckets_of, why_not
 from run.measuring import Clock
 from run.plan import Plan
 from run.processes import Generators, World
@@ -131,6 +134,10 @@ class Training:
             "anchors": self.anchors, "generators": self.generators, "counts": self.counts,
             "seconds": job.clock,
         }  # fmt: skip
+        self.graphs: Graphs | None = None
+        if not why_not(self.config, model.device, check.way, plan.shards):
+            self.parts["graphs"] = self.graphs = Graphs(model, self.config, CudaGraph())
+        self.ahead, self.following = Ahead(self._batches), list[data.Pair]()
         self.pace, self.began = threads.Pace(), 0.0  # when the step began that is being made
         self.hashes = {"data": questions.fingerprint, "base": reference.hash}
 
@@ -143,6 +150,8 @@ class Training:
         self.parts["optimizer"] = optimizer
         if resumed:
             checkpoint.check_same_run(resumed, self.job.config, self.hashes)
+            if "graphs" not in resumed.parts and self.graphs:  # it was made on a CPU
+                resumed.parts["graphs"] = self.graphs.state_dict()
             with lora.reading(f"the checkpoint {resumed.path} cannot be used", UsageError):
                 for name, part in self.parts.items():
                     part.load_state_dict(resumed.parts[name])
@@ -189,6 +198,8 @@ class Training:
         job, first = self.job, self.counts.step
         config, folder = job.config, job.folder if job.world.first else None
         self.generators.start(first)
+        if self.graphs:
+            self.graphs.buckets = self.graphs.buckets or self._buckets()
         done = self.steps.pairs_before(first)
         self.bar = Progress("Training", self.steps.pairs, "pairs", done=done)
         in_blocks = self.plan.blocks > 0
@@ -206,23 +217,43 @@ class Training:
         self.bar.close()
         job.clock.lap("train")
 
+    def _buckets(self) -> list[data.Bucket]:
+        """Return the shapes that the batches of this run are padded to, for a GPU."""
+        how = self.budget.tokens, self.config.weight_by, self.job.world.size
+        return buckets_of(self.questions.train, self.steps, *how)
+
+    def graphed(self, backward: Backward) -> Backward:
+        """Return what makes a micro-batch's step: on a GPU as one graph, if that can be."""
+        return self.graphs.of(backward) if self.graphs else backward
+
     def remaining_steps(self) -> Iterator[tuple[int, Sequence[data.Pair]]]:
         """Yield each step that is left, with its pairs."""
-        yield from enumerate(self.steps.from_step(self.counts.step), start=self.counts.step)
+        first = self.counts.step
+        steps = itertools.chain(self.steps.from_step(first), [[]])
+        for step, (pairs, self.following) in enumerate(itertools.pairwise(steps), start=first):
+            yield step, pairs
 
     def micro_batches(self, pairs: Sequence[data.Pair]) -> Iterator[data.PairBatch]:
         """Yield this process' share of a step, cut into as few batches as memory allows."""
-        world = self.job.world
-        batches: Iterable[data.PairBatch] = data.step_batches(
-            self.questions.train, pairs, self.budget.tokens, self.way,
-            self.job.config.weight_by, (world.rank, world.size),
-        )  # fmt: skip
+        if self.graphs:  # which take them from the CPU
+            yield from self.ahead(pairs, self.budget.tokens)
+            self.ahead.start(self.following, self.budget.tokens)
+            return
+        batches: Iterable[data.PairBatch] = self._step_batches(pairs, self.budget.tokens)
         if self.sharded:
             batches = self.kept_in_step(batches, self.reference.passes)
         for batch in batches:
             yield batch.to(self.model.device)
             if self.model.device.type == "cpu" and batch.trees.tokens.numel() > LARGE:
                 lora.trim_memory()
+
+    def _step_batches(self, pairs: Sequence[data.Pair], tokens: int) -> Iterator[data.PairBatch]:
+        share = self.job.world.rank, self.job.world.size
+        weight_by = self.config.weight_by
+        return data.step_batches(self.questions.train, pairs, tokens, self.way, weight_by, share)
+
+    def _batches(self, pairs: Sequence[data.Pair], tokens: int) -> list[data.PairBatch]:
+        return list(self._step_batches(pairs, tokens))
 
     def kept_in_step(self, batches: Iterable[Batch], passes: int = 1) -> Iterator[Batch]:
         """Yield the batches, and then pass through the layers while other processes have some."""

@@ -6,6 +6,8 @@ from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dpo import Loss, dpo_loss
 from dpo.losses import (
@@ -17,6 +19,8 @@ from dpo.losses import (
     log_odds,
     loss_terms,
     needs_reference,
+    plackett_luce,
+    ranks,
 )
 
 # The family. A pair has c = s+ and r = s-; with beta 1 and answers of one token, m = c - r.
@@ -644,3 +648,18 @@ def test_an_sft_term_adds_the_chosen_answers_negative_log_prob_per_token_by_hand
     without = family("sigmoid", -6.0, -6.0)
     assert with_term[0] == pytest.approx(without[0] + 1)
     assert with_term[1] == pytest.approx(without[1] - 1 / 6) and with_term[2] == without[2]
+
+
+@given(st.lists(st.integers(-3, 6), min_size=1, max_size=12))
+def test_ranks_are_the_inverse_of_unique_without_its_size(numbers):
+    numbers = torch.tensor(numbers)
+    assert torch.equal(ranks(numbers), numbers.unique(return_inverse=True)[1])
+
+
+def test_places_of_no_group_have_no_loss_and_no_gradient_but_zero():
+    """Pairs 0 and 2 are group 0, pair 1 is group 1; two more places are of no group."""
+    margin = torch.tensor([0.0, 1.0, 0.0], requires_grad=True)
+    terms = plackett_luce(margin, torch.tensor([0, 1, 0]))
+    assert terms.tolist() == pytest.approx([LN3, math.log1p(math.exp(-1)), 0.0])
+    terms.sum().backward()
+    assert margin.grad.tolist() == pytest.approx([-1 / 3, -1 / (1 + math.e), -1 / 3])

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import QUESTIONS_CSV, randomise, relative_error, small_model
+from test_data_buckets import batch_of, roomier
 from test_dpo_logps import ANSWERS, OTHER, PROMPT, scores_and_gradients
 from test_lora_base_quantise import ERROR
 
@@ -15,6 +16,7 @@ from data import question_tries
 from data.trees import collate
 from lora.base.quantise import dense_weight
 from run.config import Config
+from run.graphs import CudaGraph, Given, Graphs
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -77,6 +79,75 @@ def test_a_step_makes_the_host_wait_for_nothing():
             float(batch.tokens.sum())
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_recorded_step_is_the_step_and_makes_the_host_wait_for_nothing():
+    """But for its log, which is read afterwards."""
+    config, batches = Config(), [batch_of(3, 1, 2), batch_of(2, 1)]
+    model = adapted().to(GPU)
+    lora.train_adapters(model)
+    buckets = [roomier(batches[0])]
+    known = Given(torch.linspace(-9, -4, buckets[0].answers))
+    with lora.norms_by_hand(model), lora.attention_by_hand(model):
+        backward = Graphs(model, config, CudaGraph(), buckets).of(train.backward)
+        for batch in batches:
+            logs, found = [], []
+            for step, given, scores in (
+                (backward, batch, known),
+                (train.backward, batch.to(GPU), Given(known.scores[: batch.trees.answers].to(GPU))),
+            ):
+                torch.cuda.synchronize()
+                torch.cuda.set_sync_debug_mode("error" if step is backward else "default")
+                try:
+                    logs.append(step(model, given, scores, config).pairs)
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+                found.append([p.grad.clone() for p in lora.adapter_parameters(model)])
+                model.zero_grad()
+            assert relative_error(logs[0].loss, logs[1].loss) < 1e-4
+            for one, two in zip(*found, strict=True):
+                assert relative_error(one, two) < 1e-3
+
+
+def test_recorded_dropout_draws_anew_and_as_the_generator_says():
+    model = small_model("gemma2", scale=0.1, head_dim=32).to(GPU)
+    lora.add_lora(model, rank=3, alpha=6, dropout=0.3)
+    randomise(model)
+    lora.train_adapters(model)
+    batch = batch_of(2, 1)
+    buckets = [roomier(batch)]
+    known = Given(torch.zeros(buckets[0].answers))
+    with lora.attention_by_hand(model):
+        backward = Graphs(model, Config(), CudaGraph(), buckets).of(train.backward)
+
+        def drawn():
+            backward(model, batch, known, Config())
+            found = torch.cat([p.grad.flatten() for p in lora.adapter_parameters(model)])
+            model.zero_grad()
+            return found
+
+        torch.manual_seed(0)
+        one, two = drawn(), drawn()
+        torch.manual_seed(0)
+        assert not torch.equal(one, two) and torch.equal(drawn(), one)
+
+
+def test_few_kernels_are_few_and_compute_the_same():
+    model, batch = adapted().to(GPU), collate(TRIES).to(GPU)
+    with lora.norms_by_hand(model), lora.attention_by_hand(model):
+        expected = scores_and_gradients(model, dpo.answer_logps(model, batch))
+
+        def kernels():
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+                dpo.answer_logps(model, batch).sum().backward()
+                torch.cuda.synchronize()
+            model.zero_grad()
+            return len(seen.events())
+
+        before = kernels()
+        with lora.few_kernels(model):
+            assert_equal(scores_and_gradients(model, dpo.answer_logps(model, batch)), expected)
+            assert kernels() < 0.7 * before
 
 
 @pytest.mark.parametrize("kind", ERROR)

@@ -38,11 +38,12 @@ def test_compiled_layers_give_the_same_gradients_with_dropout():
     lora.train_adapters(model)
     tries = [build_trie((1, 5, 6), [(7, 8, 2), (7, 9, 2)]), build_trie((1, 5), [(7, 2), (9, 8, 2)])]
     plain = gradients(model, tries)
-    frames = torch._dynamo.utils.counters["frames"]
-    before = frames["ok"]
+    frames, stats = (torch._dynamo.utils.counters[name] for name in ("frames", "stats"))
+    before, graphs = frames["ok"], stats["unique_graphs"]
     with layers_compiled(model, "on", steps=1) as on, lora.attention_by_hand(model) as by_hand:
         compiled = gradients(model, tries)
     assert on and by_hand and frames["ok"] > before  # something was compiled
+    assert stats["unique_graphs"] == graphs + 1  # once for all layers, the first one included
     assert not torch._dynamo.utils.counters["graph_break"]
     for a, b in zip(compiled, plain, strict=True):
         assert relative_error(a, b) < 1e-5

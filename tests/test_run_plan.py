@@ -64,6 +64,14 @@ def test_what_backward_needs_is_counted_by_hand():
     )
 
 
+def test_recorded_steps_have_memory_of_their_own():
+    """2 + 3 + 5 held; a step of 40 beside scoring 30: 50 where one gives it to the other, 80."""
+    base = Plan(1, 1, 3, 5, 40, 9, 30, 20, 0, 2, 10**9, 0, 1.0, 1.0, no_graphs="no")
+    assert base.peak == 50 and ("graphs", "none: no") in base.lines()
+    assert replace(base, no_graphs="").peak == 80
+    assert "graphs" not in dict(replace(base, no_graphs=None).lines())
+
+
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3", "qwen3"])
 def test_alike_layers_are_counted_from_two_and_three_of_them(architecture, again, monkeypatch):

@@ -45,6 +45,8 @@ def layers_compiled(model: Any, asked: Compile, steps: int) -> Iterator[bool]:
         gc.freeze()  # else compiling brings on full collections in the steps, .3 s each
         for layer in layers:
             layer.compile(dynamic=True, options=OPTIONS)
+        # Else the first layer, whose input no gradient goes back from, would be compiled by itself.
+        hook = model.get_input_embeddings().register_forward_hook(_as_later_inputs)
     # Where nobody asked for it, a compiler that fails leaves the layers as they are.
     patch = torch._dynamo.config.patch(suppress_errors=asked == "auto") if on else nullcontext()
     try:
@@ -53,5 +55,11 @@ def layers_compiled(model: Any, asked: Compile, steps: int) -> Iterator[bool]:
     finally:
         if on:
             gc.unfreeze()
+            hook.remove()
         for layer in layers:
             layer._compiled_call_impl = None  # what `Module.compile` sets; it has no opposite
+
+
+def _as_later_inputs(_: Any, __: Any, embedded: torch.Tensor) -> torch.Tensor:
+    """Give the first layer an input that has a gradient in training, as all others have."""
+    return embedded.requires_grad_() if torch.is_grad_enabled() else embedded
