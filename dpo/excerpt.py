@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from data.encode import EncodedQuestion
@@ -33,10 +34,35 @@ def excerpt(model: Any, layers: Any, ids: Sequence[int]) -> Iterator[None]:
 
 
 def first_of_each_kind(model: Any, layers: Any) -> int:
-    """Return how many of the first layers have one of each kind among them."""
+    """Return how many of the first layers have one of each kind among them.
+
+    Layers are of one kind where their modules are, and what is written in these: GPT-Neo's say
+    `attention_type`, where others have `layer_types`. Numbers that grow from layer to layer count
+    the layers, and do not matter.
+    """
     types = getattr(model.config.get_text_config(), "layer_types", None) or [None] * len(layers)
-    kinds = [(kind, *map(type, layer.modules())) for kind, layer in zip(types, layers, strict=True)]
-    return 1 + max(map(kinds.index, set(kinds)))
+    written = [dict(_written_in(layer)) for layer in layers]
+    keys = set[str]().union(*written)
+    counting = {key for key in keys if _grow([w[key] for w in written if key in w])}
+    kinds = [
+        (kind, *map(type, layer.modules()), [item for item in w.items() if item[0] not in counting])
+        for kind, layer, w in zip(types, layers, written, strict=True)
+    ]
+    return 1 + max(kinds.index(kind) for kind in kinds)
+
+
+def _written_in(layer: Any) -> Iterator[tuple[str, bool | int | str | None]]:
+    """Yield the names and values of what a layer's modules say in words and whole numbers."""
+    for name, module in layer.named_modules():
+        for key, value in vars(module).items():
+            if value is None or type(value) in (bool, int, str):
+                yield f"{name}.{key}", value
+
+
+def _grow(values: Sequence[Any]) -> bool:
+    """Tell whether these are whole numbers, each larger than the one before."""
+    whole = all(type(value) is int for value in values)
+    return whole and len(values) > 1 and all(after > before for before, after in pairwise(values))
 
 
 def renumbered(question: EncodedQuestion, ids: Sequence[int]) -> EncodedQuestion:

@@ -16,7 +16,7 @@ from data.question import DataError
 from data.table import Table
 from data.trees import Tokens, Way, collate, question_tries
 from dpo.excerpt import excerpt, first_of_each_kind, renumbered
-from dpo.logps import answer_logps
+from dpo.logps import answer_logps, edge_logps
 
 # Mean difference, nats a token. Where each token may also see the column before it, which is wrong
 # at branches alone, an excerpt of Gemma 3 270M has .009 to .07, and else 2e-6. All of it has, in
@@ -33,7 +33,9 @@ WAYS: dict[Way, tuple[str, str]] = {
 }
 TAKEN = {"tries": "a tree mask", "rows": "rows without its head"}
 
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError)
+UNREADABLE = (
+    ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError, AssertionError,
+)  # fmt: skip
 
 
 class NumericError(ArithmeticError):
@@ -69,7 +71,8 @@ def check_sharing(
 
     Raises:
         DataError: the questions hold token ids that the model has no embedding for, or the model's
-            own forward fails, or what it says of a row depends on the other rows.
+            own forward fails or changes its weights, or what it says of a row depends on the other
+            rows, or of a token on those that follow it.
         NumericError: the model's own scores are not finite.
     """
     known = model.get_input_embeddings().num_embeddings
@@ -80,12 +83,18 @@ def check_sharing(
             f"the tokenizer gives the id {largest} and the model embeds {known} tokens; this is "
             "not the model's own tokenizer"
         )
+    versions = [p._version for p in model.parameters()]
     failed: list[str] = []
     for way in get_args(Way):
         same, found = _same(model, questions, layers, ids, way)
         failed.append(found)
         if same:
             break
+    if versions != [p._version for p in model.parameters()]:  # RWKV does, in eval mode
+        raise DataError(
+            "this model changes its own weights as it reads, so that no adapter could be merged "
+            "into them; choose another --model"
+        )
     return SelfCheck(way, "; ".join(filter(None, failed)))
 
 
@@ -206,6 +215,8 @@ def check_rows(
 ) -> None:
     """Score the first question and the last as plain rows, together and each alone.
 
+    The last is also scored twice, with one token and another behind it.
+
     Raises:
         DataError: the scores differ.
     """
@@ -217,10 +228,22 @@ def check_rows(
     ]
     lengths = torch.tensor([len(answer) for _, answer in pair], device=model.device)
     apart = ((torch.cat(scores[:2]) - scores[2]).abs() / lengths).max()
-    if not apart <= (tolerance if model.dtype == torch.float32 else COARSE):  # nor NaN
+    allowed = tolerance if model.dtype == torch.float32 else COARSE
+    if not apart <= allowed:  # nor NaN
         raise DataError(
             "what this model says of a text depends on what else is in its batch, by "
             f"{apart:.2g} nats a token, so that answers cannot be scored; choose another --model"
+        )
+    prompt, answer = pair[1]
+    one, other = (  # texts that differ behind the answer; the very last token is never read
+        edge_logps(model, collate(question_tries(prompt, [text], way), way).to(model.device))
+        for text in ((*answer, 0, 0), (*answer, 1, 0))
+    )
+    ahead = (one - other)[: len(answer)].abs().mean()
+    if not ahead <= allowed:
+        raise DataError(
+            "this model reads ahead: what it says of a token depends on those that follow, by "
+            f"{ahead:.2g} nats, so that it is no causal language model; choose another --model"
         )
 
 

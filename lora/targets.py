@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
@@ -119,7 +120,7 @@ def _attention(modules: Mapping[str, nn.Module], linear: Sequence[str]) -> set[s
     usual = {end: {n for n in linear if n.endswith(f".{end}")} for end in USUAL}
     if all(usual.values()):
         return set[str]().union(*usual.values())
-    mixing = [n for n, m in modules.items() if re.search("Attention|Mixer", type(m).__name__)]
+    mixing = [n for n, m in modules.items() if re.search("Attention|Mixer|MLA", type(m).__name__)]
     return {n for n in linear if any(n.startswith(f"{mixer}.") for mixer in mixing)}
 
 
@@ -138,20 +139,22 @@ def _what_there_is(modules: Mapping[str, nn.Module], linear: Sequence[str]) -> s
     return f"linear layers here end in {ends}" + (f", of which auto takes {own}" if own else "")
 
 
-def left_out(model: nn.Module) -> list[str]:
-    """Return the matrices that have no adapter beside those that have one, `*` for any number.
+def left_out(model: nn.Module) -> dict[str, int]:
+    """Return the matrices without an adapter beside those that have one, and their parameters.
 
     They are those of layers that the model does not just call, of routers, of experts in one piece.
+    A name has `*` for any number.
     """
     bases = {id(m.base) for m in model.modules() if isinstance(m, LoRALinear)}
     bases |= {id(head_of(model))}
-    return list(dict.fromkeys(
-        re.sub(r"\.\d+\.", ".*.", f"{name}.{own}")
-        for name, module in model.named_modules()
-        if id(module) not in bases and _holds_matrices(module)
-        for own, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() > 1
-    ))  # fmt: skip
+    found = Counter[str]()
+    for name, module in model.named_modules():
+        if id(module) in bases or not _holds_matrices(module):
+            continue
+        for own, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() > 1:
+                found[re.sub(r"\.\d+\.", ".*.", f"{name}.{own}")] += parameter.numel()
+    return dict(found)
 
 
 def _holds_matrices(module: nn.Module) -> bool:

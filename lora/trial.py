@@ -21,9 +21,12 @@ class Watched(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """Return what the layer returns, which should be one tensor."""
-        y = self.base(x)
+        base: Any = self.base
+        y = base(x)
         if not isinstance(y, Tensor):
             self.used = f"it returns a {type(y).__name__}"
+        elif (x.shape[-1], *y.shape) != (base.in_features, *x.shape[:-1], base.out_features):
+            self.used = "it computes something else than a product with its weight"
         return y
 
     def __getattr__(self, name: str) -> Any:
@@ -47,7 +50,8 @@ def used_otherwise(model: Any, names: Iterable[str]) -> dict[str, str]:
         for name, layer in watched.items():
             model.set_submodule(name, layer)
         with suppress(Exception):  # on torch's meta device, say
-            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
+            tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+            model(input_ids=tokens, use_cache=False)
     finally:
         for name, layer in watched.items():
             model.set_submodule(name, layer.base)

@@ -6,6 +6,7 @@ Shared by the commands: `train.py` makes a run, the others open a finished one.
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -201,8 +202,18 @@ def add_adapters(config: Config, model: Any) -> Config:
     if targets == "auto":
         config = replace(config, target_modules=tuple(lora.short_names(model, names)))
     if targets == "all-linear" and aloud and (others := lora.left_out(model)):
-        print(f"all-linear: no adapter for {', '.join(others)}; the model reads them itself")
+        print(left_frozen(others, model), flush=True)
     return config
+
+
+def left_frozen(others: Mapping[str, int], model: Any) -> str:
+    """Say which matrices `all-linear` leaves frozen, and how much of the model they are."""
+    adapters = sum(p.numel() for p in lora.adapter_parameters(model))
+    share = sum(others.values()) / (sum(p.numel() for p in model.parameters()) - adapters)
+    return (
+        f"all-linear: no adapter for {', '.join(others)}; the model reads them itself, and they "
+        f"stay frozen: {share:.1%} of its parameters (docs/guide.md, Models with experts)"
+    )
 
 
 def of_other_base(adapter: str | Path, model: str) -> str:

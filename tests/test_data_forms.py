@@ -226,6 +226,44 @@ def test_the_safer_answer_is_read_when_asked_for(tmp_path):
     assert triples(read_preferences(path)) == [TIDES, BASIL, PRIME]
 
 
+def conversation(prompt, answer):
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+RATED = {  # columns of two of the Hub's data sets, by their cards, that no file of `forms/` has
+    "argilla/ultrafeedback-binarized-preferences-cleaned": lambda prompt, chosen, rejected: {
+        "source": "evol_instruct", "prompt": prompt, "chosen": conversation(prompt, chosen),
+        "chosen-rating": 5.0, "chosen-model": "m1", "rejected": conversation(prompt, rejected),
+        "rejected-rating": 3.75, "rejected-model": "m2",
+    },
+    "argilla/dpo-mix-7k": lambda prompt, chosen, rejected: {
+        "dataset": "capybara", "chosen": conversation(prompt, chosen),
+        "rejected": conversation(prompt, rejected), "chosen_rating": 5.0, "rejected_rating": 4.0,
+    },
+}  # fmt: skip
+NAMED = {
+    "HuggingFaceH4/ultrafeedback_binarized": "ultrafeedback_binarized.jsonl",
+    "Intel/orca_dpo_pairs": "intel_orca_dpo_pairs.jsonl",
+    "allenai/llama-3.1-tulu-3-8b-preference-mixture": "tulu3_preference.jsonl",
+    "Anthropic/hh-rlhf": "hh_rlhf.jsonl",
+    "PKU-Alignment/PKU-SafeRLHF": "pku_saferlhf.jsonl",
+}
+
+
+def test_every_data_set_that_the_guide_names_has_rows_here():
+    guide = (FORMS.parents[1] / "docs" / "guide.md").read_text(encoding="utf-8")
+    table = guide.split("### Data sets of the Hub\n")[1].split("\n### ")[0]
+    named = re.findall(r"^\| `([\w.-]+/[\w.-]+)", table, re.MULTILINE)
+    assert set(named) == {*RATED, *NAMED}
+    assert set(NAMED.values()) <= set(READINGS)  # each of which is read right, above
+
+
+@pytest.mark.parametrize("name", RATED)
+def test_conversations_with_their_ratings_are_read_without_a_flag(name, tmp_path):
+    path = write(tmp_path, [RATED[name](*one) for one in THREE])
+    assert list(read_preferences(path).preferences) == PLAIN_THREE
+
+
 def form(name):
     return str(FORMS / name)
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 import transformers
 from conftest import ARCHITECTURES, small_model
-from families import ROTARY, length_dependent
+from families import ROTARY, drawn, family_model, length_dependent
 from test_dpo_logps import ANSWERS, OTHER, PROMPT
 
 from data import DataError, EncodedQuestion
 from dpo import NumericError, logps
 from dpo import check_sharing as check_whole
-from dpo.excerpt import excerpt, renumbered
+from dpo.excerpt import excerpt, first_of_each_kind, renumbered
 from lora import decoder_layers, rotary_by_rows
 
 QUESTIONS = [
@@ -264,3 +264,43 @@ def test_a_tokenizer_of_another_model_is_named():
     small = EncodedQuestion((3, 4), (5, 2), ((6, 2),))
     with pytest.raises(DataError, match="the id 300"):  # of a question that is not among the few
         check_sharing(small_model(), [small], largest_id=300)
+
+
+def test_layers_that_differ_in_what_is_written_in_them_are_of_different_kinds():
+    """GPT-Neo's second layer has a window over columns, which tries break; modules are alike."""
+    config = transformers.GPTNeoConfig(
+        vocab_size=97, hidden_size=32, num_layers=4, num_heads=4, window_size=6,
+        attention_types=[[["global", "local"], 2]],
+    )  # fmt: skip
+    model = drawn(config, 0.3)
+    layers = decoder_layers(model)
+    assert first_of_each_kind(model, layers) == 2
+    assert first_of_each_kind(small_model(), decoder_layers(small_model())) == 1
+    assert check_sharing(model, QUESTIONS).way == "rows"
+
+
+def test_numbers_that_count_the_layers_make_no_kinds():
+    """Where some layers have one and others none, too, as the recurrent ones of a hybrid."""
+    model = family_model("bamba", num_hidden_layers=4, attn_layer_indices=[1, 3])
+    assert first_of_each_kind(model, decoder_layers(model)) == 2
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_a_model_that_reads_ahead_is_refused(kind):
+    """An encoder is one where its configuration does not say that it is a decoder."""
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+    kind = getattr(transformers, f"{kind}Config")
+    encoder, decoder = (
+        drawn(kind(vocab_size=97, intermediate_size=48, is_decoder=is_decoder, **size), 0.3)
+        for is_decoder in (False, True)
+    )
+    with pytest.raises(DataError, match="reads ahead.*no causal language model"):
+        check_sharing(encoder, QUESTIONS)
+    assert check_sharing(decoder, QUESTIONS).way in ("tries", "logits")
+
+
+def test_a_model_that_changes_its_own_weights_as_it_reads_is_refused():
+    """RWKV divides some of them in eval mode, so that a merged model would do so once more."""
+    config = transformers.RwkvConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2)
+    with pytest.raises(DataError, match="changes its own weights"):
+        check_sharing(drawn(config, 0.2), QUESTIONS)

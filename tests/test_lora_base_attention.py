@@ -1,11 +1,13 @@
 """Attention by hand: eager attention's values and gradients, without its copies."""
 
 import math
+import sys
 
 import pytest
 import torch
 from conftest import ARCHITECTURES, randomise, relative_error, small_model
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from data import build_trie, collate
@@ -175,3 +177,43 @@ def test_one_wrong_value_shows_in_the_trial(monkeypatch):
         lambda *given: weights(*given[:4]),  # without the cap
     )
     assert not is_as_above(module)
+
+
+@pytest.mark.parametrize("what", ["a bias", "a mask for each head"])
+def test_attention_whose_calls_bring_more_stays_eager(what, monkeypatch):
+    """As Inkling's positions and Doge's masks, which no trial of the function alone shows."""
+    model = small_model("llama")
+    modules = sys.modules[type(model).__module__]
+    plain = modules.eager_attention_forward
+
+    def eager(module, q, k, v, mask, bias=None, **how):
+        return plain(module, q, k, v, mask if bias is None else mask + bias, **how)
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **more):
+        hidden = hidden_states
+        sloped = torch.linspace(-1, 1, 4)[None, :, None, None] * torch.arange(hidden.shape[1])
+        given = {"bias": sloped} if what == "a bias" else {}
+        mask = attention_mask if given else attention_mask + sloped
+        shape = (*hidden.shape[:-1], -1, self.head_dim)
+        q, k, v = (
+            p(hidden).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        chosen = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager)
+        out, _ = chosen(self, q, k, v, mask, scaling=self.scaling, **given)
+        return self.o_proj(out.reshape(*hidden.shape[:-1], -1)), None
+
+    monkeypatch.setattr(modules, "eager_attention_forward", eager)
+    monkeypatch.setattr(modules.LlamaAttention, "forward", forward)
+    expected = answer_logps(model, TRIES)
+    assert all(is_as_above(layer.self_attn) for layer in model.model.layers)
+    with attention_by_hand(model) as on:
+        assert not on
+        torch.testing.assert_close(answer_logps(model, TRIES), expected)
+
+
+def test_what_it_returns_can_be_viewed_as_eager_attention_can():
+    """JetMoE goes on with a view, where each head has keys of its own."""
+    q, k, v = torch.randn(3, 1, 4, 6, 8)
+    for keys in (2, 4):
+        out, _ = by_hand(nn.Module(), q, k[:, :keys], v[:, :keys], None)
+        assert out.shape == (1, 6, 4, 8) and out.is_contiguous()

@@ -131,10 +131,52 @@ def test_a_layer_that_the_model_reads_itself_is_refused_by_name_and_left_out_of_
     assert not lora_layers(model)
     assert "dt_proj" not in ends(add_lora(model, 2, 4, target_modules="all-linear"))
     itself = ["backbone.layers.*.mixer.A_log", "backbone.layers.*.mixer.dt_proj.weight"]
-    assert left_out(model) == itself
+    assert list(left_out(model)) == itself
     router = family_model("llama4")
     with pytest.raises(ModelError, match=r"feed_forward\.router.*returns a tuple"):
         add_lora(router, 2, 4, target_modules=r".*router")
+
+
+def test_what_is_left_out_is_counted_over_all_layers():
+    """Two layers of 4 experts: a router of 4 x 32, 32 x 96 up and gate, 48 x 32 down."""
+    model = drawn(
+        transformers.MixtralConfig(**SMALL | {"num_hidden_layers": 2}, num_local_experts=4), 0.3
+    )
+    add_lora(model, 2, 4, target_modules="all-linear")
+    assert left_out(model) == {
+        "model.layers.*.mlp.gate.weight": 2 * 4 * 32,
+        "model.layers.*.mlp.experts.gate_up_proj": 2 * 4 * 32 * 96,
+        "model.layers.*.mlp.experts.down_proj": 2 * 4 * 48 * 32,
+    }
+
+
+class TinyMLA(nn.Module):
+    """Attention of low rank, by the name that LongCat gives it."""
+
+    def __init__(self):
+        super().__init__()
+        self.q_a_proj, self.o_proj = nn.Linear(4, 2), nn.Linear(2, 4)
+
+
+def test_auto_finds_attention_of_low_rank_by_its_name():
+    model = nn.ModuleDict({"self_attn": TinyMLA(), "down_proj": nn.Linear(4, 4)})
+    assert match_targets(model, "auto") == ["self_attn.q_a_proj", "self_attn.o_proj"]
+
+
+class Grouped(nn.Linear):
+    """As DeepSeek-V4's: a block of the weight for each group of x, which is no product x W."""
+
+    def forward(self, x):
+        blocks = self.weight.view(2, -1, self.in_features)
+        return torch.einsum("...gi,goi->...go", x.unflatten(-1, (2, -1)), blocks).flatten(-2)
+
+
+def test_a_linear_layer_that_computes_something_else_than_a_product_gets_no_adapter():
+    model = small_model("llama")
+    model.model.layers[1].mlp.down_proj = Grouped(24, 32, bias=False)  # of 2 x 24
+    assert len(match_targets(model, "all-linear")) == 4 * 7 - 4  # all of that name
+    with pytest.raises(ModelError, match="something else than a product with its weight"):
+        match_targets(model, ["down_proj"])
 
 
 class Reader(nn.Module):
@@ -146,7 +188,7 @@ class Reader(nn.Module):
         super().__init__()
         self.called, self.read, self.asked = (nn.Linear(4, 4) for _ in range(3))
 
-    def forward(self, input_ids):
+    def forward(self, input_ids, use_cache):
         x = torch.ones(1, 4)
         return self.asked(self.called(x) @ self.read.weight)[:, : self.asked.out_features]
 

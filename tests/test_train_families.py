@@ -1,6 +1,7 @@
 """Whole runs on hybrid and state-space models, and on models that have layers of other kinds."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -86,6 +87,10 @@ def test_all_linear_says_what_it_leaves_out(run, tokenizer, capsys, family, othe
     folder = run("out", model, target_modules=("all-linear",), max_steps=1, merge=False)
     (said,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("all-linear: no"))
     assert all(f".*.{name}" in said for name in others), said
+    named = said.removeprefix("all-linear: no adapter for ").partition(";")[0].split(", ")
+    sizes = [(re.sub(r"\.\d+\.", ".*.", n), p.numel()) for n, p in model.named_parameters()]
+    share = sum(size for n, size in sizes if n in named) / sum(size for _, size in sizes)
+    assert f"they stay frozen: {share:.1%} of its parameters" in said and share > 0.05
     assert not any(f".{others[0].split('.')[1]}." in key for key in load_file(folder / LAST))
 
 

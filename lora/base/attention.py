@@ -21,8 +21,9 @@ from transformers.masking_utils import eager_mask
 
 from lora.base.layers import decoder_layers
 
-NAME = "by_hand"  # among the ways of attention that transformers knows
+NAME, TRIAL = "by_hand", "both"  # among the ways of attention that transformers knows
 WIDTHS = 2  # of a head: longer rows keep no P, which is then larger than Q, K and V
+NEAR = 1e-4  # relative, in float32, where rounding is a hundred times less
 
 
 class _Attention(torch.autograd.Function):
@@ -115,11 +116,28 @@ def by_hand(
         out = weights(q, k, attention_mask, s, softcap)[0] @ v
     else:  # PyTorch gives `apply` no types
         out = _Attention.apply(q, k, v, attention_mask, s, softcap)  # type: ignore[no-untyped-call]
-    return by_heads(out, keys, groups).transpose(1, 2), None
+    # contiguous, as eager attention returns it, since some models go on with a view
+    return by_heads(out, keys, groups).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, by_hand)
-AttentionMaskInterface.register(NAME, eager_mask)
+def both(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **how: Any) -> Any:
+    """Return a module's own eager attention, if `by_hand` has the same values in this call.
+
+    Raises:
+        ValueError: it has others, as where a call brings a bias, or a mask for each head.
+    """
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    given = q.float(), k.float(), v.float(), None if mask is None else mask.float()
+    expected, _ = eager(module, *given, **how)
+    found, _ = by_hand(module, *given, **how)
+    if not (found - expected).norm() <= NEAR * expected.norm():  # nor NaN
+        raise ValueError("the model's attention is more than what is computed by hand")
+    return expected.to(q.dtype), None
+
+
+for _name, _attention in ((NAME, by_hand), (TRIAL, both)):
+    AttentionInterface.register(_name, _attention)
+    AttentionMaskInterface.register(_name, eager_mask)
 
 
 @contextmanager
@@ -127,7 +145,8 @@ def attention_by_hand(model: Any) -> Iterator[bool]:
     """Within the block eager attention is computed as above, if all layers' is; yield whether.
 
     Which is found by trial: a module whose own eager attention has other values has something more,
-    such as GPT-OSS's sinks.
+    such as GPT-OSS's sinks. So has a model whose calls bring more, such as Inkling's position bias,
+    which shows as it reads some tokens.
     """
     config = model.config.get_text_config()
     before = config._attn_implementation
@@ -135,11 +154,26 @@ def attention_by_hand(model: Any) -> Iterator[bool]:
     found = [m for m in layers.modules() if hasattr(m, "num_key_value_groups")]
     on = before == "eager" and len(found) >= len(layers) > 0 and all(map(is_as_above, found))
     try:
-        if on:
-            config._attn_implementation = NAME
+        on = on and is_called_as_above(model)
+        config._attn_implementation = NAME if on else before
         yield on
     finally:
         config._attn_implementation = before
+
+
+@torch.no_grad()
+def is_called_as_above(model: Any) -> bool:
+    """Tell whether `by_hand` computes each call that the model makes as it reads eight tokens."""
+    config = model.config.get_text_config()
+    config._attn_implementation = TRIAL
+    tokens = torch.arange(8, device=model.device)[None]
+    read = {"attention_mask": torch.ones_like(tokens), "use_cache": False}
+    try:
+        with torch.compiler.set_stance("force_eager"):  # layers may be compiled already
+            model.base_model(input_ids=tokens, **read)
+    except Exception:  # whatever it is, eager attention computes it
+        return str(model.device) == "meta"  # which has no values to compare, only bytes to plan
+    return True
 
 
 @torch.no_grad()
