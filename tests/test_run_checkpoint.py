@@ -447,13 +447,13 @@ def test_out_of_memory_halves_the_budget_and_repeats_the_step_exactly(run, monke
     def starved(questions, pairs, budget, *more):
         budgets.append(budget)
         for batch in real(questions, pairs, budget, *more):
-            if len(budgets) == 5:  # the first two are the plan
+            if len(budgets) == 6:  # the first three are the plan
                 raise error
             yield batch
 
     monkeypatch.setattr(data, "step_batches", starved)
     folder = run("starved", dropout=0.0)
-    assert budgets == [2048] * 5 + [1024] * 6
+    assert budgets == [2048] * 6 + [1024] * 6
     for name, tensor in load_file(folder / LAST).items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-4, atol=1e-6)
     assert checkpoint.newest(folder).parts["counts"]["budget"] == 1024

@@ -185,11 +185,12 @@ def test_a_step_that_cannot_be_recorded_is_made_as_ever_or_refused(models, capsy
 
 
 def test_the_first_lines_say_why_steps_are_not_recorded():
-    gpu, config = torch.device("cuda"), Config(checkpointing="off")
+    gpu, config = torch.device("cuda"), Config(checkpointing="off", graphs="auto")
     assert not why_not(config, gpu, "tries", 1)
     assert "CUDA" in why_not(config, torch.device("cpu"), "tries", 1)
     for changes, said in (
-        ({"graphs": "off"}, "--graphs off"), ({"checkpointing": "on"}, "--checkpointing on"),
+        ({"graphs": "off"}, "--graphs auto records"),
+        ({"checkpointing": "on"}, "--checkpointing on"),
         ({"quantize": "nf4"}, "--quantize nf4"), ({"reference_sync": 3}, "--reference-sync"),
     ):  # fmt: skip
         assert said in why_not(replace(config, **changes), gpu, "tries", 1)

@@ -97,7 +97,7 @@ def quantise_on_disk(folder):
             "adapter_config.json is missing",
         ),
         (lambda f: (f / "base" / "model.safetensors").write_bytes(b"\x00" * 99), "cannot be read"),
-        (lambda f: (f / "base" / "config.json").write_text("{"), "cannot be read"),
+        (lambda f: (f / "base" / "config.json").write_text("{"), "is not a valid JSON file"),
         (lambda f: (f / "merged").mkdir(), "exists; name another"),
         (lambda f: quantise_on_disk(f / "base"), "is stored quantised"),
         (lambda f: small_model("llama").save_pretrained(f / "base"), "does not fit this model"),

@@ -91,7 +91,7 @@ def test_longer_steps_of_more_tokens_are_not_slower():
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "two", "1.5", ""])
 def test_other_numbers_of_threads_are_refused(wrong):
-    with pytest.raises(UsageError, match="--threads .* must be a whole number above 0, or auto"):
+    with pytest.raises(UsageError, match="--threads .* must be 1 to 1024, or auto"):
         parse([f"--threads={wrong}"])
 
 
