@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 import data
 import dpo
@@ -175,11 +176,13 @@ def bytes_compiled(shapes: Sequence[tuple[int, int]]) -> int:
 
 
 def bytes_of_weights(model: Any, quantise: Quantise, shards: int) -> int:
-    """Return what a model's weights take, quantised or split among processes."""
-    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    weights = sum(_stored(p, quantise, p is head or p.dim() < 2) for p in model.parameters())
-    if quantise != "none" and embeddings is not head:  # they stay as they are, too
-        weights += round(embeddings.nbytes - _stored(embeddings, quantise, False))
+    """Return what a model's weights take, quantised or split among processes.
+
+    bitsandbytes quantises linear layers but for the head: no embeddings, no experts in one piece.
+    """
+    head = model.get_output_embeddings()
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
+    weights = sum(_stored(p, quantise, id(p) not in linear) for p in model.parameters())
     if shards > 1:  # its share of all layers, and the one computed with the next one beside it
         layers = lora.decoder_layers(model)
         sizes = [sum(p.nbytes for p in layer.parameters()) for layer in layers]
@@ -188,7 +191,7 @@ def bytes_of_weights(model: Any, quantise: Quantise, shards: int) -> int:
 
 
 def _stored(parameter: torch.Tensor, quantise: str, dense: bool) -> float:
-    """Return the bytes that a parameter takes; quantised ones but for the head and vectors."""
+    """Return the bytes that a parameter takes, quantised if it is not to stay dense."""
     each = {"none": 0.0, "nf4": NF4_BYTES, "int8": 1.0}[quantise]
     return parameter.nbytes if dense or not each else parameter.numel() * each
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import QUESTIONS_CSV, ROOT, python_process, small_model
+from conftest import QUESTIONS_CSV, ROOT, SMALL, python_process, small_model
+from families import drawn
 
 import data
 import dpo
@@ -138,6 +139,20 @@ def test_quantised_weights_take_their_codes_and_scales(kind):
     assert bitsandbytes.__version__
     assert _stored(weight, kind, False) == pytest.approx(taken, rel=0.01)
     assert _stored(weight, kind, True) == _stored(weight, "none", False) == weight.nbytes
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_experts_in_one_piece_are_planned_as_they_are_stored_which_is_dense(kind, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    size = SMALL | {"hidden_size": 128, "intermediate_size": 256, "tie_word_embeddings": False}
+    drawn(transformers.MixtralConfig(**size, num_local_experts=4), 0.3).save_pretrained(tmp_path)
+    cpu, dtype = torch.device("cpu"), torch.bfloat16
+    loaded = lora.load_base(str(tmp_path), cpu, dtype, quantise=kind).model
+    taken = sum(p.nbytes for p in loaded.parameters())
+    experts = sum(p.nbytes for p in loaded.parameters() if p.dim() == 3)
+    assert experts == 4 * 4 * 3 * 128 * 256 * 2 > 0.9 * taken
+    planned = plan.bytes_of_weights(lora.skeleton(tmp_path, dtype), kind, 1)
+    assert planned == pytest.approx(taken, rel=0.01)
 
 
 class Side:
