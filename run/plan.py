@@ -56,6 +56,7 @@ class Plan:
     blocks: int  # the weights once more in blocks, on a CPU, if they fit; lora/base/blocks.py
     flops: float  # of the whole run with its reference pass and both evaluations, a process
     rate: float  # FLOP/s of matrix products here, just measured
+    evaluation: float = 0.0  # its share of the FLOPs
     shards: int = 1  # processes that the base's layers are split among
     budgets: Budgets = DEFAULT  # tokens fed at once
     checkpointing: Checkpointing = "off"  # whether layers are computed again backward
@@ -96,7 +97,8 @@ class Plan:
             ("", f"at most {self.peak / GIB:.2f} GiB with the program itself; "
                  f"{(self.free + self.program) / GIB:.1f} GiB are there"),
             ("", f"{self.flops / 1e12:,.1f} TFLOP, some {self.seconds:,.0f} s at {USED:.0%} of "
-                 f"the {self.rate / 1e9:,.0f} GFLOP/s measured"),
+                 f"the {self.rate / 1e9:,.0f} GFLOP/s measured; {self.evaluation:.0%} of it is "
+                 "the evaluation"),
             *([] if self.no_graphs is None else [("graphs", graphs)]),
         ]  # fmt: skip
 
@@ -139,6 +141,7 @@ def make(
     if sum(area for area, _ in shapes) > BLOCKS_PAY * len(shapes):
         blocks = 0
     compiled = bytes_compiled(shapes) if on_cpu and dtype == torch.bfloat16 else 0
+    flops = epoch_flops(work, body, head.numel())
     return Plan(
         parameters=parameters,
         trained=trained,
@@ -152,8 +155,9 @@ def make(
         program=resident(device) + compiled,
         free=free_memory(device),
         blocks=blocks if shards == 1 else 0,
-        flops=epoch_flops(work, body, head.numel()) / work.processes,
+        flops=flops / work.processes,
         rate=matmul_rate(device, dtype, head.shape[1]),
+        evaluation=evaluation_flops(work, body, head.numel()) / max(flops, 1),
         shards=shards,
         budgets=budgets,
         checkpointing=config.checkpointing,
@@ -200,21 +204,28 @@ def epoch_flops(work: Work, body: int, head: int) -> float:
     """Return the FLOPs of a run's matrix products: 2 a weight, token and direction.
 
     The body sees each fed token forward and backward, the head each node that predicts, a prompt's
-    last and an answer's, in two products; the reference pass and the two evaluations are forward
-    alone.
+    last and an answer's, in two products; the reference pass and the evaluation are forward alone.
     """
-    train, held_out = (
-        [float(fed.sum()), float((fed - side.column("prompt_length") + 1).sum())]
-        for side in (work.questions.train, work.questions.held_out)
-        for fed in [side.column("as_tries")]
-    )
+    train = _tokens_and_nodes(work.questions.train)
     anchors = tokens_of(work.config) * len(work.questions.train.column("as_tries"))
     epochs = work.steps.pairs / max(sum(work.steps.counts), 1)
     reference = 1 if work.config.needs_reference else 0
-    forward = [t * reference + 2 * h for t, h in zip(train, held_out, strict=True)]
-    both = [2 * (t + anchors) * epochs for t in train]
-    forward = [tokens + anchors for tokens in forward]  # drawn token by token
-    return 2 * (body * (forward[0] + both[0]) + head * (forward[1] + both[1]))
+    # Anchors are drawn token by token, which is one pass; a step is a pass each way.
+    tokens, nodes = (t * reference + anchors + 2 * (t + anchors) * epochs for t in train)
+    return 2 * (body * tokens + head * nodes) + evaluation_flops(work, body, head)
+
+
+def evaluation_flops(work: Work, body: int, head: int) -> float:
+    """Return those of scoring the held-out answers, before training and at each size after it."""
+    sizes = {*dpo.SIZES, work.config.size}  # None: one that is still to be found
+    tokens, nodes = _tokens_and_nodes(work.questions.held_out)
+    return 2 * len(sizes) * (body * tokens + head * nodes)
+
+
+def _tokens_and_nodes(questions: Any) -> tuple[float, float]:
+    """Return the tokens fed, and of these the nodes that predict an answer's token."""
+    fed = questions.column("as_tries")
+    return float(fed.sum()), float((fed - questions.column("prompt_length") + 1).sum())
 
 
 def choose_plan(config: Config, questions: data.Prepared, steps: data.Steps, world: World) -> Plan:

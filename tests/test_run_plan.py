@@ -20,7 +20,7 @@ from dpo.head import words_in_a_tile
 from run import plan, tracing
 from run.config import Config
 from run.errors import UsageError
-from run.plan import Plan, Work, _stored, epoch_flops
+from run.plan import Plan, Work, _stored, epoch_flops, evaluation_flops
 from run.processes import World
 from run.tracing import Allocations, columns_kept, heaviest, peak_by_layers, traced_peak, two_tiles
 
@@ -169,8 +169,9 @@ def test_the_flops_by_hand():
     """Body 10, head 100 weights; 7 tokens trained on, a prompt's 5 of them, 2 and 2 held out.
 
     Two epochs. Nodes that predict: the prompt's last and the answers', 3 and 1. Body: reference 7,
-    held out twice 4, two epochs forward and backward 28: 39. Head: 3, 2, 12: 17.
-    Two FLOPs each: 2 (390 + 1,700) = 4,180. Without a reference 7 and 3 less: 3,440.
+    held out at five sizes 10, two epochs forward and backward 28: 45. Head: 3, 5, 12: 20.
+    Two FLOPs each: 2 (450 + 2,000) = 4,900, of which the evaluation has 2 (100 + 500) = 1,200.
+    Without a reference 7 and 3 less: 4,160.
     """
     questions = type(
         "Q",
@@ -182,22 +183,24 @@ def test_the_flops_by_hand():
     )
     steps = Steps([2], 2, epochs=2, seed=0, shuffle="questions")
     plain = Config(anchor_weight=0)
-    assert epoch_flops(Work(plain, questions, steps), 10, 100) == 4180
+    assert epoch_flops(Work(plain, questions, steps), 10, 100) == 4900
+    assert evaluation_flops(Work(plain, questions, steps), 10, 100) == 1200
     for free in ({"reference_free": True}, {"loss": "simpo"}, {"loss": "orpo,sft=2"}):
-        assert epoch_flops(Work(replace(plain, **free), questions, steps), 10, 100) == 3440
-    assert epoch_flops(Work(replace(plain, loss="simpo,dpop"), questions, steps), 10, 100) == 4180
+        assert epoch_flops(Work(replace(plain, **free), questions, steps), 10, 100) == 4160
+    assert epoch_flops(Work(replace(plain, loss="simpo,dpop"), questions, steps), 10, 100) == 4900
 
 
 def test_the_flops_of_anchors_by_hand():
     """As above with an anchor of 2 tokens: drawn once, and in each epoch forward and backward.
 
-    Body: 39 + 2 + 8 = 49. Head: 17 + 2 + 8 = 27. 2 (490 + 2,700) = 6,380.
+    A sixth size is to be found. Body: 45 + 2 + 2 + 8 = 57. Head: 20 + 1 + 2 + 8 = 31.
+    2 (570 + 3,100) = 7,340.
     """
     sides = Side(as_tries=[7], prompt_length=[5]), Side(as_tries=[2], prompt_length=[2])
     questions = type("Q", (), dict(zip(("train", "held_out"), sides, strict=True)))
     steps = Steps([2], 2, epochs=2, seed=0, shuffle="questions")
     anchored = Config(anchor_weight=1, anchor_samples=1, anchor_tokens=2)
-    assert epoch_flops(Work(anchored, questions, steps), 10, 100) == 6380
+    assert epoch_flops(Work(anchored, questions, steps), 10, 100) == 7340
 
 
 def planned(free, **changes):
