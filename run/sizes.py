@@ -10,7 +10,6 @@ from typing import Any
 import data
 import dpo
 import lora
-from data.gather import unwatched
 from run.config import Config
 from run.processes import World
 from run.reference import Reference
@@ -40,7 +39,7 @@ class Sizes:
         self._answers = [held_out.map(dpo.all_answers)]
         self._paragraphs = [[part for kind in self.on.texts.values() for part in kind]]
         smaller = scorer.budgets._replace(score=min(scorer.budgets.score, scorer.budgets.text))
-        self._apart = replace(scorer, watch=unwatched, joined=False, budgets=smaller)
+        self._apart = replace(scorer, joined=False, budgets=smaller)
         self._seen: dict[float, dpo.Scores] = {}  # of the paragraphs, at each size
 
     def chosen(self, config: Config) -> float:
@@ -101,7 +100,8 @@ class Sizes:
             return self._before
         if size not in self._seen:
             with lora.adapter_scaled(self.model, size):
-                self._seen[size] = self.world.scores(self._apart, "", self._paragraphs)
+                label = f"Neutral text at size {size:.3g}"
+                self._seen[size] = self.world.scores(self._apart, label, self._paragraphs)
         return self._seen[size]
 
     def _measured(self, size: float) -> dpo.AtSize:
