@@ -66,11 +66,16 @@ class Plan:
     def peak(self) -> int:
         """Return the memory that the run holds at most.
 
-        What one phase needed, the next one has again; but recorded steps of a GPU keep a pool.
+        A GPU's allocator gives the memory of one phase to the next, but for that of recorded steps,
+        which keep a pool. The C library of a CPU keeps most of it in pieces that do not fit: there
+        the phases add up, but blocks are small enough for what scoring left.
         """
         held = self.program + self.weights + self.adapters
-        step, others = self.step + self.blocks, max(self.checking, self.scoring + self.looking)
-        return held + (step + others if self.no_graphs == "" else max(step, others))
+        if self.no_graphs is None:  # a CPU
+            run = self.step + max(self.scoring + self.looking, self.blocks)
+            return held + max(self.checking, run)
+        others = max(self.scoring, self.checking, self.looking)
+        return held + (max(self.step, others) if self.no_graphs else self.step + others)
 
     @property
     def fits(self) -> bool:

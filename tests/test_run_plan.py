@@ -209,22 +209,23 @@ def planned(free, **changes):
     values = {
         "parameters": 100, "trained": 1, "weights": 4 * gib, "adapters": gib, "step": 3 * gib,
         "step_tokens": 9, "scoring": 2 * gib, "checking": 0, "looking": 0, "program": gib,
-        "free": free, "blocks": 0, "flops": 6e12, "rate": 1e12,
+        "free": free, "blocks": 0, "no_graphs": "no", "flops": 6e12, "rate": 1e12,
     }  # fmt: skip
     return Plan(**(values | changes))
 
 
-def test_what_one_phase_needed_the_next_one_has_again():
+def test_the_phases_share_their_memory_on_a_gpu_and_add_up_on_a_cpu():
     assert planned(0).peak == 9 * 2**30
+    assert planned(0, no_graphs=None, looking=2**30).peak == 12 * 2**30
     assert planned(0, scoring=5 * 2**30).peak == 11 * 2**30
-    assert planned(0, looking=2**30, scoring=5 * 2**30).peak == 12 * 2**30  # both at the end
-    assert planned(0, checking=3 * 2**30).peak == 9 * 2**30
-    assert planned(0, checking=4 * 2**30).peak == 10 * 2**30
+    for where, rest in (("no", 3), (None, 5)):  # a step, or a step and scoring
+        assert planned(0, checking=rest * 2**30, no_graphs=where).peak == (6 + rest) * 2**30
+        assert planned(0, checking=(rest + 1) * 2**30, no_graphs=where).peak == (7 + rest) * 2**30
     assert planned(8 * 2**30).fits and not planned(8 * 2**30 - 1).fits
     assert planned(0).seconds == pytest.approx(6 / plan.USED)
     assert "(1.00% of the parameters)" in planned(0).lines()[0][1]
     assert "weights 4,096 MiB; adapters" in planned(0).lines()[0][1]
-    blocks = planned(0, blocks=4 * 2**30)  # beside a step
+    blocks = planned(0, no_graphs=None, blocks=4 * 2**30, looking=2**30)  # 4 instead of 2 + 1
     assert blocks.peak == 13 * 2**30
     assert "weights 4,096 MiB, in blocks 4,096 MiB more; adapters" in blocks.lines()[0][1]
 
@@ -260,7 +261,7 @@ def settle(monkeypatch, model_folder):
             weights = (4 if shards == 1 else 2) * 2**30
             values = {
                 "step": step, "scoring": 0, "weights": weights, "shards": shards,
-                "budgets": budgets, "blocks": blocks,
+                "budgets": budgets, "blocks": blocks, "no_graphs": None if blocks else "no",
                 "checkpointing": config.checkpointing,
             }  # fmt: skip
             return planned(int(free * 2**30), **values)
