@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 import data
 import dpo
 import lora
-from dpo import PairLog, StepLog, dpo_loss, policy_logps, schedule_factor, step_metrics
+from dpo import PairLog, StepLog, dpo_loss, policy_logps, schedule_factor
 from run import inputs, publish
 from run.checkpoint import Checkpoint, open_run
 from run.commands import Stop, guarded
@@ -74,14 +74,10 @@ def loop(training: Training, optimizer: torch.optim.Optimizer) -> None:
         rate = config.lr * schedule_factor(step, total, config.warmup_ratio, config.schedule)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["ratio"]
-        metrics = step_metrics(log.pairs) | {"anchor": float(log.anchor), "grad_norm": float(norm)}
-        metrics["learning_rate"] = rate
-        if trouble := dpo.not_finite(metrics):
-            metrics = training.skip_or_stop(step, pairs, trouble)
-        else:
-            optimizer.step()
+        training.guard(optimizer, log, norm)  # a step that is not finite changes nothing
+        optimizer.step()
         optimizer.zero_grad()
-        training.end_step(log, metrics)  # logs it; evaluates, saves and stops when it is time
+        training.end_step(pairs, log, norm, rate)  # logs; evaluates, saves, stops when it is time
 
 
 def train(job: Job, resumed: Checkpoint | None) -> None:

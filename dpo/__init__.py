@@ -26,7 +26,7 @@ from dpo.logps import answer_logps, edge_logps
 from dpo.loss import DPOLoss, dpo_loss
 from dpo.losses import Constants, Divergence, Loss, check_loss, loss_terms, needs_reference
 from dpo.memory import Budgets, OutOfMemory, TokenBudget
-from dpo.metrics import PairLog, StepLog, in_short, not_finite, step_metrics
+from dpo.metrics import PairLog, StepLog, in_short, not_finite, spoilt, step_metrics
 from dpo.schedule import Schedule, schedule_factor
 from dpo.scoring import (
     Scorer,

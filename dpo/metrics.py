@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -39,9 +39,15 @@ class StepLog(NamedTuple):
         parts = list(parts) or [cls(PairLog(*torch.zeros(len(PairLog._fields), 0)))]
         logs, as_pairs, as_tries, anchors, signals = zip(*parts, strict=True)
         columns = [torch.cat(column).float() for column in zip(*logs, strict=True)]
-        # One copy from a GPU. A float32 holds a question's number exactly up to 2^24.
-        pairs = PairLog(*torch.stack(columns).cpu())
-        return cls(pairs, sum(as_pairs), sum(as_tries), float(sum(anchors)), max(stopped, *signals))
+        # A float32 holds a question's number exactly up to 2^24.
+        pairs = PairLog(*torch.stack(columns))
+        return cls(pairs, sum(as_pairs), sum(as_tries), sum(anchors), max(stopped, *signals))
+
+    def to(self, device: Any, non_blocking: bool = False) -> "StepLog":
+        """Return the same log with its numbers on a device."""
+        columns = torch.stack(self.pairs).to(device, non_blocking=non_blocking)
+        anchor = torch.as_tensor(self.anchor).to(device, non_blocking=non_blocking)
+        return self._replace(pairs=PairLog(*columns), anchor=anchor)
 
 
 def step_metrics(log: PairLog) -> dict[str, float]:
@@ -69,6 +75,14 @@ def step_metrics(log: PairLog) -> dict[str, float]:
     }
     means = {name: float(values.double().mean()) for name, values in logged.items()}
     return {"loss": float((log.loss.double() * log.weights).sum()), **means}
+
+
+def spoilt(log: StepLog, norm: Tensor) -> Tensor:
+    """Return () 1 where a number of a step, or the norm of its gradients, is not finite, else 0."""
+    here = log.to(norm.device)
+    columns = (column.sum() for column in here.pairs)
+    numbers = torch.stack([*columns, torch.as_tensor(here.anchor), norm])
+    return 1 - numbers.isfinite().all().float()
 
 
 def not_finite(metrics: Mapping[str, float]) -> str:

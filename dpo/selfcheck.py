@@ -272,7 +272,8 @@ def where_not_finite(
 ) -> str:
     """Name the questions of a step, and the module with the largest activation in it.
 
-    That is the first one that is not finite, if there is any.
+    That is the first one that is not finite, if there is any. The dropout of later steps is left as
+    it would have been.
     """
     found: list[tuple[float, str]] = []
     names = {module: name for name, module in model.named_modules() if not list(module.children())}
@@ -282,7 +283,9 @@ def where_not_finite(
             size = float(output.abs().max())
             found.append((size if math.isfinite(size) else math.inf, names[module]))
 
+    gpus = [model.device] if model.device.type == "cuda" else []
     with ExitStack() as hooks:
+        hooks.enter_context(torch.random.fork_rng(devices=gpus))
         for leaf in names:
             hooks.enter_context(leaf.register_forward_hook(look))
         for question in (questions[q] for q in dict.fromkeys(q for q, _ in pairs)):

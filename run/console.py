@@ -23,6 +23,7 @@ MEASURES = {  # of evaluation.json, as people call them
     "graded_accuracy": "all graded pairs",
 }  # fmt: skip
 SECONDS_BETWEEN_LINES = 10.0
+FEW = 30  # questions, whose bootstrapped intervals are too narrow as a rule
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -125,12 +126,13 @@ def print_start(
     total = sum(p.numel() for p in model.parameters())
     ranks = ", ".join(map(str, sorted({layer.rank for layer in patched.values()})))
     where = f"{str(model.dtype).removeprefix('torch.')}, {model.device}"
+    an_epoch = f"; an epoch has {steps.an_epoch:,}" if steps.total != steps.an_epoch else ""
     if "gemma" in model.config.model_type:
         print(lora.GEMMA_TERMS)
     print_rows([
         ("model", f"{base.name} ({total - trained:,} frozen parameters, {where})"),
         ("LoRA", f"{len(patched)} layers, {trained:,} trained parameters (rank {ranks})"),
-        ("training", f"{steps.pairs:,} pairs in {steps.total:,} steps"),
+        ("training", f"{steps.pairs:,} pairs in {steps.total:,} steps{an_epoch}"),
         ("self-check", check.reason),
         *plan,
     ])  # fmt: skip
@@ -200,7 +202,8 @@ def print_outcome(found: dpo.Outcome | None, summary: dict[str, Any]) -> None:
         print("\nNothing was held out, so nothing was measured (--eval-fraction 0).")
         return
     results, drift = found.results, found.drift
-    print(f"\nHeld out: {results['questions']} questions; before: {summary['before']}")
+    few = ", few: their intervals are rough" if results["questions"] < FEW else ""
+    print(f"\nHeld out: {results['questions']} questions{few}; before: {summary['before']}")
     names = ("mc1", "mc2", "pair_accuracy")
     print_changes(results, {name: MEASURES[name] for name in names})
     if best := summary["best"]:
@@ -210,7 +213,11 @@ def print_outcome(found: dpo.Outcome | None, summary: dict[str, Any]) -> None:
         f"{drift.chosen:+.1f}, of rejected ones {drift.rejected:+.1f} nats; perplexity of "
         f"neutral text {drift.perplexity_before:.1f} -> {drift.perplexity_after:.1f}"
     )
-    print("\nThe dial: the adapter at other sizes (right: perplexity of neutral text; *: this one)")
+    print(
+        f"\nThe dial: the adapter at other sizes (*: this one). KL and log-probs against "
+        f"{summary['before']};\non the right the rise of the perplexity of neutral text since size "
+        "0, the bare base."
+    )
     print(table(dpo.dial_rows(results["dial"], summary["scale"])))
     if remark := dpo.remark(drift):
         print(textwrap.fill(f"Note: {remark}", 96))

@@ -27,6 +27,9 @@ from run.console import watch
 from run.errors import UsageError
 
 PATIENCE = 60.0  # seconds without a word from the Hub
+# oneDNN compiles a product for each shape, and keeps 1,024 of .6 MiB. Long rows nearly all have a
+# shape to themselves, and a micro-batch makes some 25 products of its own.
+PRODUCTS_KEPT = 128
 
 
 def prepare_libraries() -> None:
@@ -39,6 +42,7 @@ def prepare_libraries() -> None:
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS_KEPT))
     os.environ.pop("MPLBACKEND", None)  # pictures go into files, and a wrong one would stop them
     names, file = ("HF_TOKEN", "ACCESS_TOKEN"), Path(".env")
     found = [os.environ.get(name) for name in names]

@@ -28,7 +28,7 @@ from run.tracing import activations, shapes_of
 
 # oneDNN compiles bf16 products for each shape it meets, and keeps them up to some number: bytes of
 # a micro-batch, whose nodes and edges are those of no other, of its shape if that is new, at most
-COMPILED = (int(1.7 * 2**20), 15 * 2**20, 600 * 2**20)
+COMPILED = (int(1.7 * 2**20), 15 * 2**20, inputs.PRODUCTS_KEPT * 600 * 2**10)
 BLOCKS_PAY = 512  # tokens at once, up to which; to bring a weight into blocks is little beside more
 LOGITS = 4 * 32  # rows of float32 logits that the drift holds at once
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: codes, 8-bit scales, their own scales

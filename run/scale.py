@@ -42,6 +42,8 @@ def command(argv: list[str]) -> None:
     inputs.prepare_libraries()
     run = inputs.finished_run(Path(args.run))
     facts = _facts(run.folder)
+    seconds = facts["seconds"].get("evaluate", 0)
+    print(f"Every size is measured again; in {args.run} it took {seconds:.0f} s.", flush=True)
     config = _asked_for(args, run)
     out = Path(args.output)
     if run.folder.resolve() in out.resolve().parents:

@@ -55,13 +55,13 @@ class Sizes:
         if not size:
             smallest = 1 / dpo.STEPS
             raise dpo.NumericError(
-                f"--scale auto: even {smallest:.3g} of the adapter raises the perplexity of some "
+                f"--scale auto: even {smallest:.5g} of the adapter raises the perplexity of some "
                 f"neutral text by {self.rise(smallest):.1%}, more than {limit}; give a larger one, "
                 "or a number as --scale"
             )
         whole = "" if size == 1 else f", where all of it costs {self.rise(1.0):.1%}"
         print(
-            f"Size: {size:.3g} of the trained adapter, at which no neutral text is harder to "
+            f"Size: {size:.5g} of the trained adapter, at which no neutral text is harder to "
             f"predict by more than {max(self.rise(size), 0.0):.1%} ({limit}){whole}",
             flush=True,
         )
@@ -100,7 +100,7 @@ class Sizes:
             return self._before
         if size not in self._seen:
             with lora.adapter_scaled(self.model, size):
-                label = f"Neutral text at size {size:.3g}"
+                label = f"Neutral text at size {size:.5g}"
                 self._seen[size] = self.world.scores(self._apart, label, self._paragraphs)
         return self._seen[size]
 
@@ -110,7 +110,7 @@ class Sizes:
         if size == 0 and self.reference.is_base:
             return dpo.AtSize(old, dpo.no_drift(self.on, old))
         with lora.adapter_scaled(self.model, size):
-            scores = self.world.scores(self.scorer, f"At size {size:.3g}", self._answers)
+            scores = self.world.scores(self.scorer, f"At size {size:.5g}", self._answers)
             new = {**scores, **texts}
             drift = dpo.drift_of(self.model, self.reference.active, self.on, old, new)
         return dpo.AtSize(new, drift)

@@ -7,6 +7,7 @@ what happens around a step.
 import itertools
 import shlex
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -100,6 +101,26 @@ class Best:
         self._adapter = [tensor.to(self.model.device) for tensor in state["adapter"]]
 
 
+class Ended(NamedTuple):
+    """A step that was made, whose numbers a GPU may still have to bring."""
+
+    step: int
+    pairs: Sequence[data.Pair]
+    log: dpo.StepLog
+    norm: torch.Tensor
+    rate: float
+    brought: Callable[[], None]  # waits for them
+
+
+def brought(device: torch.device) -> Callable[[], None]:
+    """Return what waits until a device has done what it was given so far."""
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record()
+    return event.synchronize
+
+
 class Training:
     """What happens around the steps of a run.
 
@@ -138,6 +159,7 @@ class Training:
         if not why_not(self.config, model.device, check.way, plan.shards):
             self.parts["graphs"] = self.graphs = Graphs(model, self.config, CudaGraph())
         self.ahead, self.following = Ahead(self._batches), list[data.Pair]()
+        self.ended, self.late = deque[Ended](), model.device.type == "cuda"
         self.pace, self.began = threads.Pace(), 0.0  # when the step began that is being made
         self.hashes = {"data": questions.fingerprint, "base": reference.hash}
 
@@ -263,17 +285,63 @@ class Training:
         """Add up the gradients of all processes; return the log of the whole step."""
         world = self.job.world
         world.sum_gradients(self.parameters)
-        whole = dpo.StepLog.joined(world.gather(log))
+        whole = log if world.size == 1 else dpo.StepLog.joined(world.gather(log.to("cpu")))
         self.counts.as_pairs += whole.as_pairs
         self.counts.as_tries += whole.as_tries
         return whole
 
-    def skip_or_stop(self, step: int, pairs: Sequence[data.Pair], trouble: str) -> dict[str, float]:
-        """Leave out a step that is not finite; return what is logged of it.
+    @staticmethod
+    def guard(optimizer: Any, log: dpo.StepLog, norm: torch.Tensor) -> None:
+        """Let the next `optimizer.step` change nothing, if a number of this step is not finite.
+
+        AdamW looks at this flag where it computes, as for torch's GradScaler: nobody waits for it.
+        """
+        optimizer.found_inf = dpo.spoilt(log, norm)
+
+    def end_step(
+        self, pairs: Sequence[data.Pair], log: dpo.StepLog, norm: torch.Tensor, rate: float
+    ) -> None:
+        """Log a step; evaluate, save and stop where it is time to.
+
+        A GPU's step is logged when the next one has been given to it, so that it never waits.
 
         Raises:
-            NumericError: the run does not skip such steps.
+            NumericError: a step is not finite, and the run does not skip such steps.
+            Stopped: a signal asked for it, and the run is saved.
         """
+        config, step, total = self.job.config, self.counts.step, self.steps.total
+        self.counts.step = done = step + 1
+        self._watch_pace(log)
+        numbers = log.to("cpu", non_blocking=True), norm.to("cpu", non_blocking=True)
+        self.ended.append(Ended(step, pairs, *numbers, rate, brought(norm.device)))
+        evaluate = config.eval_every and (done % config.eval_every == 0 or done == total)
+        save = log.stopped or done % config.save_every == 0 or done == total
+        while len(self.ended) > (self.late and not evaluate and not save):
+            ended = self.ended.popleft()
+            metrics = self._metrics(ended)
+            if evaluate and not self.ended:
+                metrics |= self._evaluated(done)
+            self.report(ended.step, metrics)
+            log_line(self.log, {"step": ended.step, **metrics})
+            self.bar.advance(len(ended.pairs), dpo.in_short(metrics), metrics.get("loss"))
+        if save:
+            self._save()
+        if log.stopped:
+            raise Stopped(log.stopped)
+        self.began = time.monotonic()
+
+    def _metrics(self, ended: Ended) -> dict[str, float]:
+        """Return what is logged of a step that has ended; of one that is not finite, the count.
+
+        Raises:
+            NumericError: it is not finite, and the run does not skip such steps.
+        """
+        step, pairs, log, norm, rate, brought = ended
+        brought()
+        rest = {"anchor": float(log.anchor), "grad_norm": float(norm), "learning_rate": rate}
+        metrics = dpo.step_metrics(log.pairs) | rest
+        if not (trouble := dpo.not_finite(metrics)):
+            return metrics
         where = dpo.where_not_finite(self.model, self.questions.train, pairs, self.way)
         trouble = f"step {step}: {trouble}; {where}"
         if not self.job.config.skip_nonfinite:
@@ -281,27 +349,6 @@ class Training:
         print(f"Skipped {trouble}", flush=True)
         self.counts.skipped += 1
         return {"skipped": self.counts.skipped}
-
-    def end_step(self, log: dpo.StepLog, metrics: dict[str, float]) -> None:
-        """Log a step; evaluate, save and stop where it is time to.
-
-        Raises:
-            Stopped: a signal asked for it, and the run is saved.
-        """
-        config, step, total = self.job.config, self.counts.step, self.steps.total
-        self.counts.step = done = step + 1
-        self._watch_pace(log)
-        if config.eval_every and (done % config.eval_every == 0 or done == total):
-            metrics |= self._evaluated(done)
-        self.report(step, metrics)
-        log_line(self.log, {"step": step, **metrics})
-        pairs = self.steps.pairs_before(done) - self.steps.pairs_before(step)
-        self.bar.advance(pairs, dpo.in_short(metrics), metrics.get("loss"))
-        if log.stopped or done % config.save_every == 0 or done == total:
-            self._save()
-        if log.stopped:
-            raise Stopped(log.stopped)
-        self.began = time.monotonic()
 
     def held_out_scores(self) -> dict[str, float]:
         """Return the policy's log-probs of all answers to the held-out questions."""

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from torch.nn.utils import clip_grad_norm_
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpo import PairLog, StepLog, in_short, not_finite, step_metrics
+from dpo import PairLog, StepLog, in_short, not_finite, spoilt, step_metrics
 
 
 def test_step_metrics_average_all_pairs_and_a_tie_is_half():
@@ -91,6 +93,35 @@ def test_a_process_without_a_question_joins_with_an_empty_log():
     assert nothing[1:] == (0, 0, 0.0, 2)
     whole = StepLog.joined([nothing, part(0, 2, as_pairs=50, as_tries=20)])
     assert whole.pairs.loss.tolist() == [0, 1] and whole[1:] == (50, 20, 0.0, 2)
+
+
+class NobodyLooks(TorchDispatchMode):
+    """Fails where a number is read on the host, for which a GPU's host would wait."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_spoilt_step_changes_neither_the_adapter_nor_adamw_and_nobody_waits_for_it():
+    """Gradients 1, NaN and 2, as 1 and 2; and of a loss that is not finite, 3 as well."""
+    found = []
+    for gradients in ([1.0, math.nan, 2.0, 3.0], [1.0, 2.0]):
+        parameter = torch.nn.Parameter(torch.tensor([5.0, 6.0]))
+        optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=True)
+        for gradient in gradients:
+            parameter.grad = torch.full((2,), gradient)
+            log = part(0, 2)
+            log.pairs.loss[1] = math.inf if gradient == 3 else 0
+            with NobodyLooks():
+                norm = clip_grad_norm_([parameter], 10.0)
+                optimizer.found_inf = spoilt(log, norm)
+                optimizer.step()
+                log.to("cpu", non_blocking=True)
+        found.append([parameter.detach(), *optimizer.state[parameter].values()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    with pytest.raises(AssertionError), NobodyLooks():
+        float(parameter[0])
 
 
 def test_metrics_that_are_not_finite_are_named():

@@ -212,6 +212,26 @@ def test_a_run_is_that_of_a_cpu(model_folder, private_cache, tmp_path):
     assert torch.cuda.get_device_name() in facts["hardware"]
 
 
+def test_between_its_first_step_and_its_last_a_run_waits_for_nothing(
+    model_folder, private_cache, tmp_path, monkeypatch
+):
+    """The log of a step is read when the next one has been given to the GPU."""
+
+    class Watched(train.Training):
+        def remaining_steps(self):
+            try:
+                for step, pairs in super().remaining_steps():
+                    alone = 0 < step < self.steps.total - 1
+                    torch.cuda.set_sync_debug_mode("error" if alone else "default")
+                    yield step, pairs
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(train, "Training", Watched)
+    log, *_ = of_run(model_folder, tmp_path, "cuda", epochs=3, graphs="on", save_every=999)
+    assert len(log) > 5
+
+
 def test_the_planned_memory_is_what_a_run_takes(tokenizer, private_cache, tmp_path):
     model = small_model(
         "gemma2", hidden_size=2048, intermediate_size=8192, head_dim=256,

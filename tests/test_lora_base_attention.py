@@ -148,6 +148,39 @@ def test_weights_that_are_formed_again_give_the_gradient_bit_for_bit(cap, dtype)
     assert torch.equal(found[1].flatten(0, 1), dk) and torch.equal(found[2].flatten(0, 1), dv)
 
 
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_some_queries_at_a_time_see_the_keys_up_to_their_own(cap, monkeypatch):
+    """60 queries by 25: 25 x 25 + 25 x 50 + 10 x 60 scores of 60 x 60, for each head."""
+    torch.manual_seed(0)
+    given = [torch.randn(2, heads, 60, 8).requires_grad_() for heads in (8, 2, 2)]
+    mask = torch.full((2, 1, 60, 60), torch.finfo(torch.float32).min).triu(1)
+    dout, formed = torch.randn(2, 60, 8, 8), []
+
+    def counted(*some):
+        formed.append(weights(*some)[0].numel())
+        return weights(*some)
+
+    def run():
+        formed.clear()
+        out = by_hand(nn.Module(), *given, mask, scaling=0.3, softcap=cap)[0]
+        return [out, *torch.autograd.grad(out, given, dout)]
+
+    monkeypatch.setattr("lora.base.attention.weights", counted)
+    whole = run()
+    monkeypatch.setattr("lora.base.attention.QUERIES", 25)
+    some = run()
+    assert sum(formed) == 2 * 16 * (25 * 25 + 25 * 50 + 10 * 60)  # forward and backward
+    for one, other in zip(some, whole, strict=True):
+        assert relative_error(one, other) < 1e-6
+    mask[0, 0, 3, 59] = 0.0  # a token that sees a later one: its part takes all keys
+    seeing = run()
+    assert sum(formed) == 2 * 16 * (25 * 60 + 25 * 50 + 10 * 60)
+    assert relative_error(seeing[0], whole[0]) > 1e-4
+    monkeypatch.setattr("lora.base.attention.QUERIES", 60)
+    for one, other in zip(seeing, run(), strict=True):
+        assert relative_error(one, other) < 1e-6
+
+
 @pytest.mark.parametrize("architecture", ["gpt_oss", "gpt_neox", "sdpa"])
 def test_other_attention_is_left_as_it_is(architecture):
     """GPT-OSS's sinks take part in the softmax, GPT-NeoX has no key heads to share."""

@@ -71,13 +71,13 @@ def counted(monkeypatch):
     """Count the steps of a run in its stop."""
 
     def counted(stop):
-        real = train.step_metrics
+        real = dpo.step_metrics
 
         def count(log):
             stop.steps += 1
             return real(log)
 
-        monkeypatch.setattr(train, "step_metrics", count)
+        monkeypatch.setattr(dpo, "step_metrics", count)
         return stop
 
     return counted
@@ -428,6 +428,34 @@ def test_steps_that_are_not_finite_may_be_skipped_and_counted(run, monkeypatch):
     assert json.loads((folder / "summary.json").read_text())["skipped"] == 2
     assert [line.get("skipped") for line in lines(folder)] == [None, 1, None, None, 2] + [None] * 3
     assert all(tensor.isfinite().all() for tensor in load_file(folder / LAST).values())
+
+
+class Late(train.Training):
+    """The log of a GPU's run, which comes a step later."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.late = True
+
+
+def test_a_log_that_comes_a_step_later_has_the_same_lines(run, monkeypatch):
+    """Saved after steps 3, 6 and 8, and evaluated after 4 and 8: there it is awaited.
+
+    Step 1 is not finite, and is skipped without anybody knowing before step 2 is made.
+    """
+    poisoned(monkeypatch, at=[2])
+    settings = {"skip_nonfinite": True, "eval_every": 4}
+    whole = run("whole", **settings)
+    poisoned(monkeypatch, at=[2])
+    seen, accumulate, step_metrics = [], train.accumulate, dpo.step_metrics
+    monkeypatch.setattr(train, "Training", Late)
+    monkeypatch.setattr(train, "accumulate", lambda *a: seen.append("made") or accumulate(*a))
+    monkeypatch.setattr(dpo, "step_metrics", lambda log: seen.append("logged") or step_metrics(log))
+    late = run("late", **settings)
+    after_each = [0, 1, 2, 1, 0, 2, 0, 2]
+    assert seen == [one for count in after_each for one in ["made", *["logged"] * count]]
+    assert lines(late) == lines(whole) and lines(late)[1] == {"step": 1, "skipped": 1}
+    assert (late / LAST).read_bytes() == (whole / LAST).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -242,13 +242,13 @@ def test_a_run_of_recorded_steps_learns_what_a_run_does(run, request):
 
 
 def test_a_run_of_recorded_steps_goes_on_with_its_own_buckets(run, recorded, monkeypatch, tmp_path):
-    whole, stop, metrics = run("whole", dropout=0.3), After(1), train.step_metrics
+    whole, stop, metrics = run("whole", dropout=0.3), After(1), dpo.step_metrics
 
     def counted(log):
         stop.steps += 1
         return metrics(log)
 
-    monkeypatch.setattr(train, "step_metrics", counted)
+    monkeypatch.setattr(dpo, "step_metrics", counted)
     with pytest.raises(Stopped):
         run("halves", stop=stop, dropout=0.3)
     monkeypatch.setattr("run.training.buckets_of", None)  # never asked again

@@ -105,7 +105,7 @@ def test_a_runs_answers_are_kept_as_its_models_score_them_and_average_to_its_tab
 def test_the_page_says_what_the_files_say(tmp_path):
     found = text(write_run(tmp_path / "run", QUESTIONS))
     assert "google/gemma-3-270m, tuned by direct preference" in found
-    assert "320 pairs of 96 questions from questions.csv" in found  # 100 but for 4 held out
+    assert "320 pairs from 96 questions of questions.csv" in found  # 100 but for 4 held out
     assert "0.5 times the trained delta" in found
     row = re.search(r"<th[^>]*>MC1</th>(.*?)</tr>", found, re.S)[1]
     assert re.findall(r">([^<>]*\d[^<>]*)</td>", row) == [

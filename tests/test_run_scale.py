@@ -156,7 +156,7 @@ def test_auto_leaves_the_largest_size_whose_cost_is_within_the_limit(run, capsys
     assert dpo.rise(none, text_perplexities(whole, size)) <= limit
     assert dpo.rise(none, text_perplexities(whole, size + 1 / 32)) > limit
     check_size(adapter(found), adapter(whole), size)
-    assert f"Size: {size:.3g} of the trained adapter" in capsys.readouterr().out
+    assert f"Size: {size:.5g} of the trained adapter" in capsys.readouterr().out
     blind = run("blind", merge=False, scale="auto", max_drift=10.0)
     check_size(adapter(blind), adapter(whole), 1)
     for kind in ("README.md", "config.yaml"):
@@ -181,7 +181,7 @@ def test_where_no_size_holds_the_run_stops_with_what_to_do_and_can_go_on(run, mo
     with monkeypatch.context() as patch, pytest.raises(dpo.NumericError) as error:
         patch.setattr(Sizes, "rise", lambda self, size: 0.3 + size)
         run("out", merge=False, scale="auto")
-    assert str(error.value).startswith("--scale auto: even 0.0312 of the adapter raises")
+    assert str(error.value).startswith("--scale auto: even 0.03125 of the adapter raises")
     assert "33.1%, more than --max-drift 0.05; give a larger one, or a number" in str(error.value)
     folder = Path(run("whole", merge=False)).with_name("out")
     assert not (folder / "adapter").exists() and not (folder / "summary.json").exists()

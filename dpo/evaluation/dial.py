@@ -69,7 +69,7 @@ def dial_rows(dial: Sequence[Mapping[str, Any]], size: float) -> list[tuple[str,
         gains = [f"{point[name]:.3f}" for name in GAINS]
         moved = [f"{point[name]:+.1f}" for name in ("chosen", "rejected")]
         rises = [f"{rise:+.1%}" for rise in _rises(dial, kinds, point)]
-        marked = f"{point['scale']:.3g}" + " *" * (point["scale"] == size)
+        marked = f"{point['scale']:.5g}" + " *" * (point["scale"] == size)
         rows.append((marked, *gains, f"{point['kl_per_token']:.3f}", *moved, *rises))
     return rows
 
@@ -106,7 +106,7 @@ def _draw_gains(axes: Any, dial: Sequence[Mapping[str, Any]], size: float) -> No
     for point, cost, here in zip(dial, costs, zip(*gains.values(), strict=True), strict=True):
         weight = "bold" if point["scale"] == size else "normal"
         axes.annotate(
-            f"{point['scale']:.3g}", (cost, min(here)), (5, -11), textcoords="offset points",
+            f"{point['scale']:.5g}", (cost, min(here)), (5, -11), textcoords="offset points",
             fontsize=8, weight=weight,
         )  # fmt: skip
     axes.margins(x=0.06, y=0.12)
@@ -137,6 +137,6 @@ def _draw_rises(axes: Any, dial: Sequence[Mapping[str, Any]], size: float) -> No
         axes.set_ylim(low - room, high + room)
     axes.axvline(size, color=GREY, linewidth=1, linestyle="--")
     shown = [s for s in sizes if s == size or abs(s - size) > 0.05]  # or their labels would meet
-    axes.set_xticks(shown, [f"{s:.3g}" for s in shown])
+    axes.set_xticks(shown, [f"{s:.5g}" for s in shown])
     axes.set_title("rise of the perplexity of neutral text, %", fontsize=10)
     axes.set_xlabel("size of the adapter (dashed: the one that is left)", fontsize=9)

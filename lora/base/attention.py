@@ -23,31 +23,70 @@ from lora.base.layers import decoder_layers
 
 NAME, TRIAL = "by_hand", "both"  # among the ways of attention that transformers knows
 WIDTHS = 2  # of a head: longer rows keep no P, which is then larger than Q, K and V
+QUERIES = 256  # of long rows, at once
 NEAR = 1e-4  # relative, in float32, where rounding is a hundred times less
 
 
 class _Attention(torch.autograd.Function):
     """O = P V with its gradient in closed form; the compiler finds one by itself.
 
-    Rows that are long for a head's width keep no P: backward forms it again from Q and K.
+    Rows that are long for a head's width keep no P: backward forms it again from Q and K. They are
+    computed by some queries at a time, and only for the keys that these may see.
     """
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, s: float, cap: float | None
     ) -> Tensor:
-        p, t = weights(q, k, mask, s, cap)
         ctx.s, ctx.cap = s, cap
         ctx.again = k.shape[1] > WIDTHS * k.shape[2]
-        ctx.save_for_backward(q, k, v, *((mask, None) if ctx.again else (p, t)))
-        return p @ v
+        if not ctx.again:
+            p, t = weights(q, k, mask, s, cap)
+            ctx.save_for_backward(q, k, v, p, t)
+            return p @ v
+        ctx.save_for_backward(q, k, v, mask, None)
+        found = (
+            weights(q[:, rows], k[:, :keys], m, s, cap)[0] @ v[:, :keys]
+            for rows, keys, m in parts(q, k, mask)
+        )
+        return torch.cat(list(found), 1)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p, t = ctx.saved_tensors
-        if ctx.again:
-            p, t = weights(q, k, p, ctx.s, ctx.cap)  # the same bits
-        return *gradients(dout, q, k, v, p, t, ctx.s), None, None, None
+        if not ctx.again:
+            return *gradients(dout, q, k, v, p, t, ctx.s), None, None, None
+        mask = p
+        dq, dk, dv = (
+            torch.zeros_like(q),
+            *(torch.zeros_like(x, dtype=torch.float32) for x in (k, v)),
+        )
+        for rows, keys, m in parts(q, k, mask):
+            given = q[:, rows], k[:, :keys], v[:, :keys]
+            p, t = weights(*given[:2], m, ctx.s, ctx.cap)  # the same bits
+            found = gradients(dout[:, rows], *given, p, t, ctx.s)
+            for total, part in zip((dq[:, rows], dk[:, :keys], dv[:, :keys]), found, strict=True):
+                total += part
+        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
+
+
+def parts(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[slice, int, Tensor | None]]:
+    """Yield (rows of Q, N, M) of some queries at a time, of which later keys are masked.
+
+    N is how many keys these queries may see, and M (B, 1, l, N) their mask. A token sees none that
+    comes after it, so that half of all scores need not be computed. A GPU, which would have to wait
+    for what the mask says, takes all queries at once.
+    """
+    if mask is None or mask.device.type != "cpu":
+        yield slice(None), k.shape[1], mask
+        return
+    queries = mask.shape[2]
+    groups = q.shape[1] // queries
+    for start in range(0, queries, QUERIES):
+        end = min(start + QUERIES, queries)
+        later = mask[:, :, start:end, end:]
+        keys = end if (later <= torch.finfo(mask.dtype).min).all() else k.shape[1]
+        yield slice(start * groups, end * groups), keys, mask[:, :, start:end, :keys]
 
 
 def by_keys(x: Tensor, keys: int) -> Tensor:

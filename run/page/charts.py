@@ -14,13 +14,14 @@ Dial = Sequence[Mapping[str, Any]]  # of evaluation.json
 
 
 def dials(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return each run's dial as a table: its title, headings, and (size, cells)."""
+    """Return each run's dial as a table: title, headings, (size, cells), what was before."""
     found = []
     for title, run in zip(titles(runs), runs, strict=True):
         if dial := run.results.get("dial"):
             headings, *cells = dpo.dial_rows(dial, run.facts.get("scale", 1.0))
             rows = list(zip((point["scale"] for point in dial), cells, strict=True))
-            found.append({"run": title, "headings": headings, "rows": rows})
+            before = run.facts.get("before", "the frozen base")
+            found.append({"run": title, "headings": headings, "rows": rows, "before": before})
     return found
 
 

@@ -148,15 +148,15 @@
     const input = html("input", {type: "range", id: "size", min: 0, max: stops.length - 1, step: 1});
     const said = html("output", {for: "size"});
     const buttons = stops.map(([size], i) => {
-      const button = html("button", {type: "button"}, number(size));
+      const button = html("button", {type: "button"}, number(size, 5));
       button.addEventListener("click", () => { input.value = i; show(); });
       return button;
     });
     function show() {
       const [size, lines] = stops[input.value];
-      const title = html("strong", {}, `Size ${number(size)}: `);
+      const title = html("strong", {}, `Size ${number(size, 5)}: `);
       said.replaceChildren(title, ...lines.map((line) => html("span", {}, line)));
-      input.setAttribute("aria-valuetext", `size ${number(size)}`);
+      input.setAttribute("aria-valuetext", `size ${number(size, 5)}`);
       buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === +input.value));
       for (const node of document.querySelectorAll("#dial [data-size]")) {
         const here = +node.dataset.size === size;

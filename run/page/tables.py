@@ -27,7 +27,7 @@ def missing(run: Run) -> list[str]:
         return ["The run is not finished: what it changed was not measured yet."]
     if not run.measured:
         return ["No question was held out, so nothing was measured (--eval-fraction 0)."]
-    size = f"{run.facts.get('scale', 1):.3g}"
+    size = f"{run.facts.get('scale', 1):.5g}"
     anew = f"when this run was made; python -m run scale RUN OUT --scale {size} makes it anew"
     there = {
         "The dial was not measured yet": "dial" in run.results,
@@ -50,13 +50,13 @@ def lead(run: Run) -> str:
         return f"{said} on {', '.join(map(public_name, config['data']))}."
     trained, apart = sources_of(config, facts)
     count = facts["audit"]["questions"] - run.results.get("questions", 0)
-    said += f" on {facts['pairs']:,} pairs of {count:,} questions from {counted(trained)}."
+    said += f" on {facts['pairs']:,} pairs from {count:,} questions of {counted(trained)}."
     if apart:
         said += f" The held-out questions are from {counted(apart)}."
     if run.measured:
         said += f" Before: {facts.get('before', 'the frozen base')}."
     if facts.get("scale", 1) != 1:
-        said += f" The adapter is {facts['scale']:.3g} times the trained delta."
+        said += f" The adapter is {facts['scale']:.5g} times the trained delta."
     if best := facts.get("best"):
         said += (
             f" It is that of step {best['step']}, the best of several by "
