@@ -57,17 +57,14 @@ class _Attention(torch.autograd.Function):
         if not ctx.again:
             return *gradients(dout, q, k, v, p, t, ctx.s), None, None, None
         mask = p
-        dq, dk, dv = (
-            torch.zeros_like(q),
-            *(torch.zeros_like(x, dtype=torch.float32) for x in (k, v)),
-        )
+        p, dz = (q.new_zeros(*q.shape[:2], k.shape[1]) for _ in range(2))  # 0 at what is masked
+        dq = torch.empty_like(q)
         for rows, keys, m in parts(q, k, mask):
-            given = q[:, rows], k[:, :keys], v[:, :keys]
-            p, t = weights(*given[:2], m, ctx.s, ctx.cap)  # the same bits
-            found = gradients(dout[:, rows], *given, p, t, ctx.s)
-            for total, part in zip((dq[:, rows], dk[:, :keys], dv[:, :keys]), found, strict=True):
-                total += part
-        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
+            here, t = weights(q[:, rows], k[:, :keys], m, ctx.s, ctx.cap)  # the same bits as before
+            slopes = scores_gradient(dout[:, rows], v[:, :keys], here, t, ctx.s)
+            dq[:, rows] = slopes @ k[:, :keys]
+            p[:, rows, :keys], dz[:, rows, :keys] = here, slopes
+        return dq, dz.mT @ q, p.mT @ dout, None, None, None
 
 
 def parts(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[slice, int, Tensor | None]]:
@@ -127,11 +124,15 @@ def gradients(
     dV = P^T dO    dP = dO V^T    dS = P (dP - rowsum(dP P))    dZ = (1 - tanh^2(Z / c)) dS
     dQ = s dZ K    dK = s dZ^T Q
     """
-    dp = dout @ v.mT  # (B K, L G, N), as dz, which holds s dZ
-    dz = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(s)  # eq. (21) of docs/math.md
-    if t is not None:
-        dz = dz * (1 - t * t)
+    dz = scores_gradient(dout, v, p, t, s)
     return dz @ k, dz.mT @ q, p.mT @ dout
+
+
+def scores_gradient(dout: Tensor, v: Tensor, p: Tensor, t: Tensor | None, s: float) -> Tensor:
+    """Return s dZ, (B K, L G, N); the arguments are those of `gradients`."""
+    dp = dout @ v.mT
+    dz = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(s)  # eq. (21) of docs/math.md
+    return dz if t is None else dz * (1 - t * t)
 
 
 def by_hand(
