@@ -42,5 +42,6 @@ from dpo.selfcheck import (
     SelfCheck,
     bytes_of_check,
     check_sharing,
+    cut,
     where_not_finite,
 )

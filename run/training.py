@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -38,7 +38,6 @@ from run.sizes import Sizes
 from run.trackers import tracked
 
 Batch = TypeVar("Batch")
-SMALL = 128  # tokens, of the step that the number of threads is tried on
 LARGE = 1024  # tokens, of a batch whose pieces of memory the C library should not keep
 
 
@@ -195,13 +194,14 @@ class Training:
             torch.set_num_threads(count)
 
     def _small_step(self) -> Callable[[], None]:
-        """Return a pass forward and backward over a question or a few, which leaves no trace."""
-        pairs = next(self.steps.from_step())
-        batch = cache(lambda: next(data.step_batches(self.questions.train, pairs, SMALL, self.way)))
+        """Return a pass forward and backward over a question, cut short, which leaves no trace."""
+        (first, _), *_ = next(self.steps.from_step())
+        prompt, chosen, rejected = dpo.cut(self.questions.train[first])
+        trees = data.collate(data.question_tries(prompt, (chosen, *rejected), self.way), self.way)
 
         def step() -> None:
             with torch.random.fork_rng(devices=[]):
-                dpo.answer_logps(self.model, batch().trees).sum().backward()
+                dpo.answer_logps(self.model, trees).sum().backward()
             self.model.zero_grad()
 
         return step

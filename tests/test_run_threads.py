@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+import dpo
 import train
 from run import threads
 from run.config import Config, parse
@@ -119,6 +120,18 @@ def test_trying_threads_changes_nothing_of_the_run(run, monkeypatch):
     monkeypatch.setattr(threads, "fastest", lambda step: tried.append([step(), step()]) or 1)
     assert (run("tried", max_steps=2) / "metrics.jsonl").read_text("utf-8") == expected
     assert tried
+
+
+def test_threads_are_tried_on_a_question_that_is_cut_short(run, monkeypatch):
+    """A long one would take a minute: 3 tokens of its prompt and 2 of each answer are read."""
+    read, scores = [], dpo.answer_logps
+    monkeypatch.setattr(dpo.selfcheck, "PROMPT", 3)
+    monkeypatch.setattr(dpo.selfcheck, "ANSWER", 2)
+    monkeypatch.setattr(dpo, "answer_logps", lambda *a: read.append(a[1]) or scores(*a))
+    monkeypatch.setattr(threads, "fastest", lambda step: step() or 1)
+    run("out", max_steps=1)
+    (trees,) = (trees for trees in read if trees.tokens.device.type == "cpu")  # others are planned
+    assert trees.positions.max() == 3  # the last token is only predicted
 
 
 def test_a_run_that_becomes_slow_says_what_would_help(run, monkeypatch, capsys):
