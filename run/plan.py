@@ -26,9 +26,9 @@ from run.measuring import free_memory, matmul_rate, resident
 from run.processes import World
 from run.tracing import activations, shapes_of
 
-# oneDNN compiles bf16 products for each shape it meets, and keeps them up to some number: bytes of
-# a micro-batch, whose nodes and edges are those of no other, of its shape if that is new, at most
-COMPILED = (int(1.7 * 2**20), 15 * 2**20, inputs.PRODUCTS_KEPT * 600 * 2**10)
+# What was measured to stay of a micro-batch, whose nodes and edges are those of no other, of its
+# shape if that is new, and at most: oneDNN's compiled bf16 products, and pieces of freed memory.
+STAYS = (int(1.7 * 2**20), 15 * 2**20, 600 * 2**20)
 BLOCKS_PAY = 512  # tokens at once, up to which; to bring a weight into blocks is little beside more
 LOGITS = 4 * 32  # rows of float32 logits that the drift holds at once
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: codes, 8-bit scales, their own scales
@@ -51,7 +51,7 @@ class Plan:
     scoring: int  # a batch of the reference pass or the evaluation
     checking: int  # the self-check
     looking: int  # drift and samples at the end: rows of logits
-    program: int  # what the process held before, and products that it will compile
+    program: int  # what the process held before, and what will stay of batches
     free: int  # beyond that
     blocks: int  # the weights once more in blocks, on a CPU, if they fit; lora/base/blocks.py
     flops: float  # of the whole run with its reference pass and both evaluations, a process
@@ -145,7 +145,7 @@ def make(
     shapes = micro_batch_shapes(work, budgets)
     if sum(area for area, _ in shapes) > BLOCKS_PAY * len(shapes):
         blocks = 0
-    compiled = bytes_compiled(shapes) if on_cpu and dtype == torch.bfloat16 else 0
+    staying = bytes_that_stay(shapes) if on_cpu and dtype == torch.bfloat16 else 0
     flops = epoch_flops(work, body, head.numel())
     return Plan(
         parameters=parameters,
@@ -157,7 +157,7 @@ def make(
         scoring=scoring + dequantised,
         checking=checking,
         looking=4 * LOGITS * head.shape[0],
-        program=resident(device) + compiled,
+        program=resident(device) + staying,
         free=free_memory(device),
         blocks=blocks if shards == 1 else 0,
         flops=flops / work.processes,
@@ -177,9 +177,9 @@ def micro_batch_shapes(work: Work, budgets: Budgets) -> list[tuple[int, int]]:
             for shape in shapes_of(tokens, pairs, budgets.train)]  # fmt: skip
 
 
-def bytes_compiled(shapes: Sequence[tuple[int, int]]) -> int:
-    """Return what oneDNN's products of all these shapes take."""
-    each, new, most = COMPILED
+def bytes_that_stay(shapes: Sequence[tuple[int, int]]) -> int:
+    """Return what stays of micro-batches of all these shapes."""
+    each, new, most = STAYS
     distinct = {(row_length(area), row_length(width)) for area, width in shapes}
     return min(each * len(shapes) + new * len(distinct), most)
 

@@ -230,11 +230,11 @@ def test_the_phases_share_their_memory_on_a_gpu_and_add_up_on_a_cpu():
     assert "weights 4,096 MiB, in blocks 4,096 MiB more; adapters" in blocks.lines()[0][1]
 
 
-def test_what_compiled_products_take_by_hand(monkeypatch):
+def test_what_stays_of_micro_batches_by_hand(monkeypatch):
     """Three micro-batches, two of them of one shape when rounded to 16: 3 x 1 + 2 x 10."""
-    monkeypatch.setattr(plan, "COMPILED", (1, 10, 100))
-    assert plan.bytes_compiled([(100, 50), (112, 60), (200, 60)]) == 23
-    assert plan.bytes_compiled([(16 * k, 16) for k in range(20)]) == 100
+    monkeypatch.setattr(plan, "STAYS", (1, 10, 100))
+    assert plan.bytes_that_stay([(100, 50), (112, 60), (200, 60)]) == 23
+    assert plan.bytes_that_stay([(16 * k, 16) for k in range(20)]) == 100
 
 
 class Among(World):
