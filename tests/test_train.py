@@ -507,7 +507,10 @@ def test_before_is_what_a_continued_run_says_it_is(run, capsys, reference):
         "base": ("the bare base, without the adapter that training starts from\n",
                  "before", "the bare base, without the adapter that training starts from"),
     }[reference]  # fmt: skip
-    assert f"\nreference   {starts}" in out and f"1 questions; before: {says}\n" in out
+    assert (
+        f"\nreference   {starts}" in out
+        and f"1 questions, few: their intervals are rough; before: {says}\n" in out
+    )
     old, new = (json.loads((f / "evaluation.json").read_text()) for f in (first, onward))
     assert old["before"]["margin"] != pytest.approx(old["after"]["margin"], abs=1e-2)
     assert new["before"] == pytest.approx(old[expected], abs=1e-4)
