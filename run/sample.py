@@ -26,12 +26,7 @@ def command(argv: list[str]) -> None:
     add("--count", type=int, default=5, help="of held-out questions (5)")
     add("--chat", action="store_true", help="ask line by line; Ctrl-D ends")
     add("--max-tokens", type=int, default=64, help="of an answer (64)")
-    add(
-        "--temperature",
-        type=float,
-        default=0.0,
-        help="of the drawing; 0, the default, takes the likeliest token each time",
-    )
+    add("--temperature", type=float, default=0.0, help="0, the default: the likeliest token")
     add("--seed", type=int, default=0, help="of the drawing, above temperature 0 (0)")
     args = arguments.parse_args(argv)
     if args.count < 1 or args.max_tokens < 1 or args.temperature < 0:

@@ -42,8 +42,6 @@ def command(argv: list[str]) -> None:
     inputs.prepare_libraries()
     run = inputs.finished_run(Path(args.run))
     facts = _facts(run.folder)
-    seconds = facts["seconds"].get("evaluate", 0)
-    print(f"Every size is measured again; in {args.run} it took {seconds:.0f} s.", flush=True)
     config = _asked_for(args, run)
     out = Path(args.output)
     if run.folder.resolve() in out.resolve().parents:
@@ -52,6 +50,8 @@ def command(argv: list[str]) -> None:
         *config.data, *config.eval_data, config.model, config.adapter, str(run.folder)
     )
     with claimed(args.output, private=private, flag="OUT") as folder:
+        seconds = facts["seconds"].get("evaluate", 0)
+        print(f"Every size is measured again; in {args.run} it took {seconds:.0f} s.", flush=True)
         try:
             write_scaled(run, facts, config, folder)
         except BaseException:
