@@ -5,8 +5,8 @@ May import `data`, never `lora`: a model with adapters is a model.
 
 from dpo.anchors import WORDS, Sampling, draw_anchors, policy_logps
 from dpo.evaluation.curves import curves_figure
-from dpo.evaluation.dial import SIZES, STEPS, dial_figure, dial_rows, largest_within
-from dpo.evaluation.drift import Drift, remark
+from dpo.evaluation.dial import STEPS, dial_figure, dial_rows, dial_sizes, largest_within
+from dpo.evaluation.drift import DRIFT_TOKENS, Drift, remark
 from dpo.evaluation.generate import Drawing, Sample, samples, side_by_side
 from dpo.evaluation.measures import (
     Beliefs,
@@ -18,7 +18,7 @@ from dpo.evaluation.measures import (
     measure,
     pair_margins,
 )
-from dpo.evaluation.neutral import neutral_texts, perplexities, rise
+from dpo.evaluation.neutral import NEUTRAL_TOKENS, neutral_texts, perplexities, rise
 from dpo.evaluation.outcome import AtSize, MeasuredOn, Outcome, drift_of, no_drift, outcome_of
 from dpo.evaluation.pictures import evaluation_figure
 from dpo.evaluation.questions import QUESTIONS, evenly, in_words

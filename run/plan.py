@@ -221,10 +221,17 @@ def epoch_flops(work: Work, body: int, head: int) -> float:
 
 
 def evaluation_flops(work: Work, body: int, head: int) -> float:
-    """Return those of scoring the held-out answers, before training and at each size after it."""
-    sizes = {*dpo.SIZES, work.config.size}  # None: one that is still to be found
+    """Return those of scoring the held-out answers and neutral text, at each size, and the drift.
+
+    Where the size is to be found, three more are tried on the text; its own is near a quarter.
+    """
     tokens, nodes = _tokens_and_nodes(work.questions.held_out)
-    return 2 * len(sizes) * (body * tokens + head * nodes)
+    if not tokens:
+        return 0.0
+    sizes = len(dpo.dial_sizes(work.config.size or 1.0))
+    tried = 3 if work.config.size is None else 0
+    text = (sizes + tried) * dpo.NEUTRAL_TOKENS + (sizes - 1) * dpo.DRIFT_TOKENS
+    return 2 * (body * (sizes * tokens + text) + head * (sizes * nodes + text))
 
 
 def _tokens_and_nodes(questions: Any) -> tuple[float, float]:

@@ -80,7 +80,7 @@ class Sizes:
         """
         if not len(self.on.questions):
             return None
-        measured = {scale: self._measured(scale) for scale in sorted({*dpo.SIZES, size})}
+        measured = {scale: self._measured(scale) for scale in dpo.dial_sizes(size)}
         with lora.adapter_scaled(self.model, size):
             samples = dpo.samples(
                 self.model, self.reference.active, self.tokenizer, self.on.questions

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from dpo import SIZES, Drift, Metrics, dial_figure, dial_rows, largest_within
-from dpo.evaluation.dial import Point
+from dpo import Drift, Metrics, dial_figure, dial_rows, dial_sizes, largest_within
+from dpo.evaluation.dial import SIZES, Point
 
 
 def watched(rise):
@@ -44,6 +44,23 @@ def test_the_size_is_the_last_step_that_holds(steps):
 def test_nothing_holds_where_every_size_costs_more_or_no_number():
     assert largest_within(lambda size: 1.0, 0.1) == 0
     assert largest_within(lambda size: math.nan, 0.1) == 0
+
+
+@pytest.mark.parametrize(
+    "size, measured",
+    [
+        (1, [0, 0.25, 0.5, 0.75, 1]),
+        (0.5, [0, 0.25, 0.5, 0.75, 1]),
+        (25 / 32, [0, 0.25, 0.5, 25 / 32, 1]),  # 1/32 above three quarters
+        (13 / 16, [0, 0.25, 0.5, 13 / 16, 1]),  # 1/16 above
+        (0.82, [0, 0.25, 0.5, 0.75, 0.82, 1]),
+        (1 / 32, [0, 1 / 32, 0.25, 0.5, 0.75, 1]),  # the bare base and the whole are always there
+        (31 / 32, [0, 0.25, 0.5, 0.75, 31 / 32, 1]),
+        (1.5, [0, 0.25, 0.5, 0.75, 1, 1.5]),
+    ],
+)
+def test_the_size_that_is_left_stands_for_a_quarter_that_is_near(size, measured):
+    assert dial_sizes(size) == measured
 
 
 def point(scale, mc1, kl, prose, code):

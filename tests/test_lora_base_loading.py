@@ -3,6 +3,8 @@
 import gc
 import os
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from conftest import small_model, small_tokenizer
@@ -10,7 +12,7 @@ from conftest import small_model, small_tokenizer
 from data import EncodedQuestion, encode, load_preferences, of_all_lengths
 from dpo import check_sharing
 from lora import ModelError, choose_device, choose_dtype, choose_model, load_base, load_tokenizer
-from lora.base.folders import builtin_folder
+from lora.base.folders import builtin_folder, gguf_once
 from lora.base.loading import choose_attention
 
 
@@ -58,6 +60,28 @@ def test_real_gemma_tokens_decode_back_and_controls_stay_text(gemmas):
     q: EncodedQuestion = encode(load_preferences("builtin")[:1], tokenizer).questions[0]
     assert tokenizer.decode(q.prompt).startswith("<bos>Question: ")
     assert all(a[-1] == tokenizer.eos_token_id and a.count(a[-1]) == 1 for a in q.answers)
+
+
+def test_a_gguf_file_is_read_once_and_as_its_own_library_reads_it(tmp_path, monkeypatch):
+    path, opened = tmp_path / "small.gguf", []
+    writer = gguf.GGUFWriter(path, "gemma3")
+    writer.add_token_list(["<bos>", "tree", "\u2581leaf"])
+    writer.add_tensor("weight", np.arange(6, dtype=np.float32).reshape(2, 3))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    theirs = gguf.GGUFReader(path)
+    memmap = np.memmap
+    monkeypatch.setattr(np, "memmap", lambda *a, **k: opened.append(a) or memmap(*a, **k))
+    with gguf_once():
+        ours = gguf.GGUFReader(path)
+        assert gguf.GGUFReader(path) is ours and len(opened) == 1
+    assert gguf.GGUFReader is type(theirs) and not isinstance(ours.data, memmap)
+    assert list(ours.fields) == list(theirs.fields)
+    for name, field in theirs.fields.items():
+        assert ours.fields[name].contents() == field.contents()
+    assert (ours.tensors[0].data == theirs.tensors[0].data).all()
 
 
 @pytest.mark.skipif(os.environ.get("CI") != "true", reason="half a minute; CI does it")

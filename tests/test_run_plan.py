@@ -165,14 +165,17 @@ class Side:
         return numpy.array(self.columns[name])
 
 
-def test_the_flops_by_hand():
+def test_the_flops_by_hand(monkeypatch):
     """Body 10, head 100 weights; 7 tokens trained on, a prompt's 5 of them, 2 and 2 held out.
 
     Two epochs. Nodes that predict: the prompt's last and the answers', 3 and 1. Body: reference 7,
-    held out at five sizes 10, two epochs forward and backward 28: 45. Head: 3, 5, 12: 20.
-    Two FLOPs each: 2 (450 + 2,000) = 4,900, of which the evaluation has 2 (100 + 500) = 1,200.
-    Without a reference 7 and 3 less: 4,160.
+    two epochs forward and backward 28: 35. Head: 3, 12: 15. Two FLOPs each: 2 (350 + 1,500) =
+    3,700. Without a reference 7 and 3 less: 2,960.
+    At five sizes held-out answers, body 10 and head 5, and 20 tokens of text, 100; at four of them
+    30 tokens of the drift, 120. 2 (10 (10 + 220) + 100 (5 + 220)) = 49,600.
     """
+    monkeypatch.setattr("dpo.NEUTRAL_TOKENS", 20)
+    monkeypatch.setattr("dpo.DRIFT_TOKENS", 30)
     questions = type(
         "Q",
         (),
@@ -183,24 +186,31 @@ def test_the_flops_by_hand():
     )
     steps = Steps([2], 2, epochs=2, seed=0, shuffle="questions")
     plain = Config(anchor_weight=0)
-    assert epoch_flops(Work(plain, questions, steps), 10, 100) == 4900
-    assert evaluation_flops(Work(plain, questions, steps), 10, 100) == 1200
+    assert epoch_flops(Work(plain, questions, steps), 10, 100) == 3700 + 49600
+    assert evaluation_flops(Work(plain, questions, steps), 10, 100) == 49600
     for free in ({"reference_free": True}, {"loss": "simpo"}, {"loss": "orpo,sft=2"}):
-        assert epoch_flops(Work(replace(plain, **free), questions, steps), 10, 100) == 4160
-    assert epoch_flops(Work(replace(plain, loss="simpo,dpop"), questions, steps), 10, 100) == 4900
+        assert epoch_flops(Work(replace(plain, **free), questions, steps), 10, 100) == 2960 + 49600
+    assert epoch_flops(Work(replace(plain, loss="simpo,dpop"), questions, steps), 10, 100) == 53300
+    nobody = type(
+        "Q", (), {"train": questions.train, "held_out": Side(as_tries=[], prompt_length=[])}
+    )
+    assert epoch_flops(Work(plain, nobody, steps), 10, 100) == 3700
 
 
-def test_the_flops_of_anchors_by_hand():
+def test_the_flops_of_anchors_by_hand(monkeypatch):
     """As above with an anchor of 2 tokens: drawn once, and in each epoch forward and backward.
 
-    A sixth size is to be found. Body: 45 + 2 + 2 + 8 = 57. Head: 20 + 1 + 2 + 8 = 31.
-    2 (570 + 3,100) = 7,340.
+    Body: 35 + 2 + 8 = 45. Head: 15 + 2 + 8 = 25. 2 (450 + 2,500) = 5,900.
+    The size is to be found on the text, three times more: 2 (10 (10 + 280) + 100 (5 + 280)) =
+    62,800.
     """
+    monkeypatch.setattr("dpo.NEUTRAL_TOKENS", 20)
+    monkeypatch.setattr("dpo.DRIFT_TOKENS", 30)
     sides = Side(as_tries=[7], prompt_length=[5]), Side(as_tries=[2], prompt_length=[2])
     questions = type("Q", (), dict(zip(("train", "held_out"), sides, strict=True)))
     steps = Steps([2], 2, epochs=2, seed=0, shuffle="questions")
     anchored = Config(anchor_weight=1, anchor_samples=1, anchor_tokens=2)
-    assert epoch_flops(Work(anchored, questions, steps), 10, 100) == 7340
+    assert epoch_flops(Work(anchored, questions, steps), 10, 100) == 5900 + 62800
 
 
 def planned(free, **changes):

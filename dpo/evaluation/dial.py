@@ -12,7 +12,8 @@ from dpo.evaluation.curves import BLUE, GREY, ORANGE
 from dpo.evaluation.drift import Drift
 from dpo.evaluation.measures import Metrics
 
-SIZES = (0.0, 0.25, 0.5, 0.75, 1.0)  # measured of every adapter
+SIZES = (0.0, 0.25, 0.5, 0.75, 1.0)  # measured of every adapter, with the one that is left
+NEAR = 1 / 16  # to measure two sizes so near each other tells nothing more
 STEPS = 32  # the sizes that `largest_within` tries are so many parts of the whole
 TICKS = (0, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000)  # percent
 GREEN, PURPLE = "#009E73", "#CC79A7"
@@ -56,6 +57,12 @@ def largest_within(rise: Callable[[float], float], limit: float) -> float:
         within = rise(middle / STEPS) <= limit  # NaN is not
         low, high = (middle, high) if within else (low, middle)
     return low / STEPS
+
+
+def dial_sizes(size: float) -> list[float]:
+    """Return the sizes to measure where `size` is left, which stands for a quarter that is near."""
+    others = (s for s in SIZES if s in (0, 1) or abs(s - size) > NEAR)
+    return sorted({size, *others})
 
 
 def dial_rows(dial: Sequence[Mapping[str, Any]], size: float) -> list[tuple[str, ...]]:

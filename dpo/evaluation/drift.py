@@ -13,6 +13,7 @@ from dpo.scoring import Scores, answer_key
 
 PROMPTS = 12  # of which an answer is drawn for the KL ...
 LONGEST = 32  # ... and its tokens at most
+DRIFT_TOKENS = 3 * PROMPTS * LONGEST  # read for one: drawn, and read by policy and reference
 FELL = 0.5  # nats; chosen answers that lose more are worth a word,
 HARDER = 1.1  # and so is a perplexity that grows by more than this factor
 

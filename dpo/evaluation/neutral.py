@@ -15,6 +15,7 @@ from dpo.scoring import Answers, Scores, answer_key
 FOLDER = Path(__file__).with_name("neutral")
 KINDS = ("prose", "dialogue", "instructions", "code")  # of about 1,000 tokens each
 LONGEST = 1_200  # tokens that are read of a kind: a tokenizer of letters makes many more
+NEUTRAL_TOKENS = 1_000 * len(KINDS)  # of all, roughly
 
 Texts = Mapping[str, Sequence[Answers]]  # kind -> its paragraphs: what is read first, and the rest
 

