@@ -1,6 +1,7 @@
 """Quantised bases: trained after an evaluation pass, merged dense, never quantised again."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,6 +52,22 @@ def test_the_settings_of_nf4_are_those_of_qlora(folder):
     assert settings.bnb_4bit_quant_type == "nf4"
     assert settings.bnb_4bit_use_double_quant
     assert settings.bnb_4bit_compute_dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says what is mapped")
+@pytest.mark.parametrize("kind", ERROR)
+def test_no_weights_file_stays_in_memory_beside_the_quantised_weights(tmp_path, kind):
+    """A dense base lies in its file's pages, and a quantised one in memory of its own."""
+
+    def mapped():
+        return str(tmp_path / "model.safetensors") in Path("/proc/self/maps").read_text()
+
+    small_model("gemma2", scale=0.1, hidden_size=64).bfloat16().save_pretrained(tmp_path)
+    base = load_base(str(tmp_path), torch.device("cpu"), torch.bfloat16)
+    assert mapped()
+    del base
+    base = quantised(tmp_path, kind)
+    assert not mapped() and base.model.lm_head.weight is base.model.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize("kind", ERROR)

@@ -14,7 +14,7 @@ from torch import nn
 
 from lora.base.folders import FILES, folder_of
 from lora.base.layers import decoder_layers
-from lora.base.quantise import Quantise, keep_layout, quantisation_config
+from lora.base.quantise import Quantise, keep_layout, leave_the_file, quantisation_config
 from lora.base.rotary import rotary_by_rows
 from lora.errors import ModelError, reading, reason
 from lora.files import expanded
@@ -133,6 +133,8 @@ def load_base(
     if "device_map" not in more:
         model = model.to(device)
     keep_layout(model)
+    if quantise != "none":
+        leave_the_file(model)
     rotary_by_rows(model)
     model.eval().requires_grad_(False)
     return Base(model, str(folder) if local else name, revision, folder)

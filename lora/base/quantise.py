@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lora.base.blocks import trim_memory
+
 Quantise = Literal["none", "nf4", "int8"]
 
 
@@ -39,6 +41,17 @@ def keep_layout(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def leave_the_file(model: Any) -> None:
+    """Copy what stayed dense on a CPU, so that the weights' file need not stay in memory.
+
+    Dense weights lie in the file's own pages, among those of all that was quantised.
+    """
+    trim_memory()  # of what quantising took
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
 
 
 def is_quantised(linear: nn.Linear) -> bool:
