@@ -137,7 +137,7 @@ def finish(training: Training, base: lora.Base, tokenizer: Any) -> None:
 
 def run(config: Config, stop: Stop | None = None, world: World = World()) -> Path:
     """Do the whole job and return the output folder."""
-    inputs.prepare_libraries()
+    inputs.prepare_libraries(compiling=config.compile == "on")
     if config.push_to_hub and world.first:
         publish.check_access(config.push_to_hub)
     with open_run(config, world) as (folder, resumed):

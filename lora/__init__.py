@@ -15,7 +15,7 @@ from lora.base.acceleration import layers_as_asked
 from lora.base.attention import attention_by_hand
 from lora.base.blocks import bytes_of_blocks, trim_memory, weights_in_blocks
 from lora.base.checkpointing import layers_checkpointed
-from lora.base.compiling import layers_compiled
+from lora.base.compiling import layers_compiled, try_processor_ahead
 from lora.base.few_kernels import few_kernels
 from lora.base.fingerprint import base_hash, fingerprint
 from lora.base.folders import BUILTIN_HUB_ID, GEMMA_TERMS, builtin_path, folder_of

@@ -27,22 +27,22 @@ from run.console import watch
 from run.errors import UsageError
 
 PATIENCE = 60.0  # seconds without a word from the Hub
-# oneDNN compiles a product for each shape, and keeps 1,024 of .6 MiB. Long rows nearly all have a
-# shape to themselves, and a micro-batch makes some 25 products of its own.
-PRODUCTS_KEPT = 128
+# oneDNN compiles a product for each shape, and keeps 1,024 of .6 MiB. Questions of so many tokens
+# nearly all have a shape to themselves, and a micro-batch makes some 25 products of its own.
+LONG, PRODUCTS_KEPT = 200, 128
 
 
-def prepare_libraries() -> None:
+def prepare_libraries(compiling: bool = False) -> None:
     """Keep the libraries from talking between our lines, and let those of the Hub find the token.
 
-    It is HF_TOKEN or ACCESS_TOKEN, in the environment or else in `.env`.
+    It is HF_TOKEN or ACCESS_TOKEN, in the environment or else in `.env`. With `compiling` what the
+    compiler asks of the processor is begun.
 
     Raises:
         UsageError: `.env` cannot be read, or the token is none.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS_KEPT))
     os.environ.pop("MPLBACKEND", None)  # pictures go into files, and a wrong one would stop them
     names, file = ("HF_TOKEN", "ACCESS_TOKEN"), Path(".env")
     found = [os.environ.get(name) for name in names]
@@ -58,6 +58,8 @@ def prepare_libraries() -> None:
             raise UsageError("the Hub's token in HF_TOKEN has letters that none has; copy it again")
         os.environ["HF_TOKEN"] = token.strip()
     huggingface_hub.set_client_factory(_client)
+    if compiling:
+        lora.try_processor_ahead()
 
 
 def _client() -> Any:
@@ -137,7 +139,11 @@ def read_questions(config: Config, tokenizer: Any, text: data.TextSettings) -> d
     reading = data.read_sources(config.data, how, cache, watch)
     apart = data.read_sources(config.eval_data, how, cache, watch) if config.eval_data else None
     split = data.Split(config.eval_fraction, config.seed, apart)
-    return data.prepare(reading, tokenizer, text, split, cache, watch)
+    prepared = data.prepare(reading, tokenizer, text, split, cache, watch)
+    tokens = prepared.train.column("as_tries")
+    if sum(tokens) > LONG * len(tokens):  # before the first product, at which oneDNN reads this
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS_KEPT))
+    return prepared
 
 
 def steps_of(config: Config, train: data.Table[data.EncodedQuestion]) -> data.Steps:

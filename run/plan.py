@@ -29,12 +29,16 @@ from run.tracing import activations, shapes_of
 # What was measured to stay of a micro-batch, whose nodes and edges are those of no other, of its
 # shape if that is new, and at most: oneDNN's compiled bf16 products, and pieces of freed memory.
 STAYS = (int(1.7 * 2**20), 15 * 2**20, 600 * 2**20)
-BLOCKS_PAY = 512  # tokens at once, up to which; to bring a weight into blocks is little beside more
+STAYS_OF_LARGE = 300 * 2**20  # at most, where most batches give their pieces back
+LARGE = 512  # tokens at once; to bring weights into blocks is little beside more, and so is to trim
 LOGITS = 4 * 32  # rows of float32 logits that the drift holds at once
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: codes, 8-bit scales, their own scales
 USED = 0.6  # share of the matrix products' rate that a whole epoch reached on a CPU; RESULTS.md
 GIB, MIB = 2**30, 2**20
 DEFAULT = Budgets()
+# Of rows with more columns than this on average a CPU computes half as many tokens at once faster.
+LONG_ROWS = 512
+FOR_LONG_ROWS = DEFAULT._replace(train=1024, score=2048)
 SHARES = {1: "as much as suits", 2: "half as much", 4: "a quarter as much"}  # of its tokens
 
 
@@ -143,9 +147,9 @@ def make(
     fed, step, scoring = activations(model, config, work.questions, work.steps, budgets)
     body = parameters - head.numel() - (0 if embeddings is head else embeddings.numel())
     shapes = micro_batch_shapes(work, budgets)
-    if sum(area for area, _ in shapes) > BLOCKS_PAY * len(shapes):
-        blocks = 0
     staying = bytes_that_stay(shapes) if on_cpu and dtype == torch.bfloat16 else 0
+    if sum(area for area, _ in shapes) > LARGE * len(shapes):
+        blocks, staying = 0, min(staying, STAYS_OF_LARGE)
     flops = epoch_flops(work, body, head.numel())
     return Plan(
         parameters=parameters,
@@ -248,15 +252,16 @@ def choose_plan(config: Config, questions: data.Prepared, steps: data.Steps, wor
     """
     work = Work(config, questions, steps, world.size)
     tried: list[Plan] = []
+    budgets = suited_budgets(work, inputs.place_of(config)[0])
     ways = ["off", "on"] if config.checkpointing == "auto" else [config.checkpointing]
     for shard, again, share in itertools.product(_splits(config, world.size), ways, SHARES):
-        found = _planned(work, share, shard=shard, checkpointing=again)
+        found = _planned(work, budgets.fewer(share), shard=shard, checkpointing=again)
         tried.append(found if found.fits else replace(found, blocks=0))
         if tried[-1].fits:
             break
     plan = min(tried, key=lambda way: way.peak)
-    if plan.budgets != DEFAULT:
-        print(f"Memory: {SHARES[DEFAULT.train // plan.budgets.train]} is fed at once", flush=True)
+    if plan.budgets != budgets:
+        print(f"Memory: {SHARES[budgets.train // plan.budgets.train]} is fed at once", flush=True)
     if plan.checkpointing == "on" and len(ways) > 1:
         print("Memory: activations are computed again backward (--checkpointing on)", flush=True)
     if config.graphs == "on" and plan.no_graphs != "":
@@ -267,13 +272,18 @@ def choose_plan(config: Config, questions: data.Prepared, steps: data.Steps, wor
     return replace(plan, shards=max(world.gather(plan.shards)))
 
 
-def _planned(work: Work, share: int = 1, **changes: Any) -> Plan:
-    """Plan the work with some settings changed, and a share of the tokens fed at once."""
+def _planned(work: Work, budgets: Budgets, **changes: Any) -> Plan:
+    """Plan the work with some settings changed."""
     config = replace(work.config, **changes)
     folder = lora.folder_of(config.model, config.revision)
-    return make(
-        work._replace(config=config), folder, *inputs.place_of(config), DEFAULT.fewer(share)
-    )
+    return make(work._replace(config=config), folder, *inputs.place_of(config), budgets)
+
+
+def suited_budgets(work: Work, device: torch.device) -> Budgets:
+    """Return the tokens that are best fed at once, memory apart."""
+    widths = [width for _, width in micro_batch_shapes(work, DEFAULT)]
+    long = sum(widths) > LONG_ROWS * len(widths)
+    return FOR_LONG_ROWS if long and device.type == "cpu" else DEFAULT
 
 
 def _splits(config: Config, processes: int) -> list[Shard]:
@@ -295,7 +305,7 @@ def _say_what_would_fit(plan: Plan, work: Work) -> None:
     advice = "choose a smaller --model or a shorter --max-length"
     if work.config.quantize == "none":
         again = plan.checkpointing
-        smaller = _planned(work, quantize="nf4", shard="off", checkpointing=again)
+        smaller = _planned(work, DEFAULT, quantize="nf4", shard="off", checkpointing=again)
         if smaller.fits:
             advice = f"--quantize nf4 would need {(smaller.peak - smaller.program) / GIB:.1f} GiB"
     if plan.weights > plan.free:

@@ -31,14 +31,13 @@ from run.errors import Stopped, UsageError
 from run.folder import draw_curves, log_line, metrics_log
 from run.graphs import Backward, CudaGraph, Graphs, buckets_of, why_not
 from run.measuring import Clock
-from run.plan import Plan
+from run.plan import LARGE, Plan
 from run.processes import Generators, World
 from run.reference import Reference
 from run.sizes import Sizes
 from run.trackers import tracked
 
 Batch = TypeVar("Batch")
-LARGE = 1024  # tokens, of a batch whose pieces of memory the C library should not keep
 
 
 class Job(NamedTuple):

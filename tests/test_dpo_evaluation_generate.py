@@ -96,6 +96,15 @@ def test_what_a_terminal_would_obey_is_not_printed():
     assert readable("a\x1b[31mb\nc\td é 漢") == "a?[31mb\nc\td é 漢"
 
 
+def test_the_head_reads_contiguous_states_also_where_the_cache_is_tried(model):
+    """Others are multiplied in a copy of the whole head."""
+    strides = []
+    head = model.get_output_embeddings()
+    with head.register_forward_hook(lambda _, inputs, __: strides.append(inputs[0].stride())):
+        answers(model, PROMPTS, STOP, Drawing(3))
+    assert len(strides) > 2 and all(s[-1] == 1 and s[0] == s[1] for s in strides)
+
+
 def test_a_model_that_cannot_go_on_from_its_cache_reads_the_text_again(model, monkeypatch):
     expected = answers(model, PROMPTS, STOP, Drawing(8))
     own = type(model).forward

@@ -84,6 +84,14 @@ def test_a_gguf_file_is_read_once_and_as_its_own_library_reads_it(tmp_path, monk
     assert (ours.tensors[0].data == theirs.tensors[0].data).all()
 
 
+def test_a_tokenizer_without_its_copy_of_the_words_is_whole(gemmas, tmp_path):
+    assert not {"_vocab", "_merges"} & vars(gemmas).keys()
+    assert len(gemmas.get_vocab()) == len(gemmas) == 262_144
+    gemmas.save_pretrained(tmp_path)
+    file = "tokenizer.json"
+    assert (tmp_path / file).read_bytes() == (builtin_folder() / file).read_bytes()
+
+
 @pytest.mark.skipif(os.environ.get("CI") != "true", reason="half a minute; CI does it")
 def test_a_conversion_leaves_one_whole_folder(tmp_path):
     folder = builtin_folder(tmp_path)

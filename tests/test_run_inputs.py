@@ -1,12 +1,24 @@
 """What a run starts from: what is said of an adapter, and what --target-modules auto became."""
 
+import json
+import os
+import sys
+import threading
+
 import pytest
 from conftest import small_model
 from families import family_model
 
 from lora import BUILTIN_HUB_ID, add_lora, save_adapter
 from run.config import Config
-from run.inputs import add_adapters, of_other_base
+from run.inputs import (
+    PRODUCTS_KEPT,
+    add_adapters,
+    load_tokenizer,
+    of_other_base,
+    prepare_libraries,
+    read_questions,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +59,37 @@ def test_a_run_that_starts_from_an_adapter_of_another_base_says_so_and_its_plan_
 )
 def test_the_settings_say_which_targets_auto_became(family, became):
     assert add_adapters(Config(), family_model(family)).target_modules == became
+
+
+@pytest.mark.parametrize("long, kept", [(80, None), (20, str(PRODUCTS_KEPT))])
+def test_for_long_questions_onednn_keeps_fewer_products(
+    long, kept, model_folder, tmp_path, monkeypatch
+):
+    """A trie has both answers, of one token a word or more: some 40 tokens, and the prompt."""
+    monkeypatch.setattr("run.inputs.LONG", long)
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "")  # so that the end of the test takes back what it becomes
+    monkeypatch.delenv(name)
+    row = {"prompt": "a", "chosen": "b " * 12, "rejected": "c " * 12}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    config = Config(model=str(model_folder), data=(str(tmp_path / "rows.jsonl"),), eval_fraction=0)
+    prepared = read_questions(config, *load_tokenizer(config))
+    assert len(prepared.train) == 1 and os.environ.get(name) == kept
+
+
+def test_the_processor_is_tried_in_a_thread_that_gives_way(monkeypatch):
+    """What the compiler would run into, it runs into when it is its turn."""
+    seen, tried = [], threading.Event()
+
+    def trial():
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        tried.set()
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("torch._inductor.cpu_vec_isa.pick_vec_isa", trial)
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    prepare_libraries()
+    assert not tried.wait(0.2)
+    prepare_libraries(compiling=True)
+    assert tried.wait(10) and os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+    assert seen == [19 if sys.platform == "linux" else own]

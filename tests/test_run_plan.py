@@ -277,12 +277,27 @@ def settle(monkeypatch, model_folder):
             return planned(int(free * 2**30), **values)
 
         monkeypatch.setattr(plan, "make", make)
-        monkeypatch.setattr(plan, "DEFAULT", Budgets(8, 12, 16, 20))
+        monkeypatch.setattr(plan, "suited_budgets", lambda *_: Budgets(8, 12, 16, 20))
         monkeypatch.setattr(lora, "choose_device", lambda name: torch.device(device))
         config = Config(model=str(model_folder), dtype="float32", **settings)
         return plan.choose_plan(config, None, None, Among(0, processes))
 
     return settle
+
+
+@pytest.mark.parametrize(
+    "device, columns, suited",
+    [
+        ("cpu", [512, 512], Budgets()),
+        ("cpu", [512, 514], Budgets(train=1024, score=2048)),
+        ("cpu", [100, 925], Budgets(train=1024, score=2048)),  # 512.5 on average
+        ("cuda", [2000, 2000], Budgets()),
+    ],
+)
+def test_of_long_rows_a_cpu_is_fed_half_as_many_tokens(device, columns, suited, monkeypatch):
+    monkeypatch.setattr(plan, "micro_batch_shapes", lambda *_: [(2000, c) for c in columns])
+    work = Work(Config(), None, None)
+    assert plan.suited_budgets(work, torch.device(device)) == suited
 
 
 def test_layers_are_computed_again_only_where_memory_lacks(settle, capsys):

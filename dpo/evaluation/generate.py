@@ -79,7 +79,8 @@ def keeps_cache(model: Any) -> bool:
     ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
     some = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
     try:
-        model.generate(input_ids=ids, attention_mask=ids, **some)
+        with contiguous_head(model):
+            model.generate(input_ids=ids, attention_mask=ids, **some)
     except (ValueError, TypeError, AttributeError, KeyError, IndexError):
         return False
     return True

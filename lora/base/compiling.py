@@ -3,8 +3,10 @@
 import gc
 import os
 import shutil
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Literal
 
 import torch
@@ -58,6 +60,24 @@ def layers_compiled(model: Any, asked: Compile, steps: int) -> Iterator[bool]:
             hook.remove()
         for layer in layers:
             layer._compiled_call_impl = None  # what `Module.compile` sets; it has no opposite
+
+
+def try_processor_ahead() -> None:
+    """Let the compiler find out what the processor can do, in a thread, while files are read.
+
+    It compiles small programs for that, 9 s of one core, once on a machine. They give way to all
+    else on Linux, where a thread has a priority of its own.
+    """
+
+    def found_out() -> None:
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        with suppress(Exception):  # then the compiler finds out itself, and says what is wrong
+            from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+            pick_vec_isa()
+
+    threading.Thread(target=found_out, daemon=True).start()
 
 
 def _as_later_inputs(_: Any, __: Any, embedded: torch.Tensor) -> torch.Tensor:
