@@ -141,7 +141,7 @@ def read_questions(config: Config, tokenizer: Any, text: data.TextSettings) -> d
     split = data.Split(config.eval_fraction, config.seed, apart)
     prepared = data.prepare(reading, tokenizer, text, split, cache, watch)
     tokens = prepared.train.column("as_tries")
-    if sum(tokens) > LONG * len(tokens):  # before the first product, at which oneDNN reads this
+    if tokens.sum() > LONG * len(tokens):  # before the first product, at which oneDNN reads this
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS_KEPT))
     return prepared
 
