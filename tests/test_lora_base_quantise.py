@@ -1,5 +1,6 @@
 """Quantised bases: trained after an evaluation pass, merged dense, never quantised again."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def test_no_weights_file_stays_in_memory_beside_the_quantised_weights(tmp_path, 
     base = load_base(str(tmp_path), torch.device("cpu"), torch.bfloat16)
     assert mapped()
     del base
+    gc.collect()
     base = quantised(tmp_path, kind)
     assert not mapped() and base.model.lm_head.weight is base.model.get_input_embeddings().weight
 

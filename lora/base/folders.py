@@ -142,7 +142,7 @@ def gguf_once() -> Iterator[None]:
     library: Any = gguf
     theirs = library.GGUFReader
 
-    class Reader(theirs):  # type: ignore[misc, valid-type]
+    class Reader(gguf.GGUFReader):
         @property
         def data(self) -> Any:
             return self._bytes
