@@ -46,14 +46,14 @@ def claimed(
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UsageError(f"{flag} {folder} cannot be made: {parent} is not writable")
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            made = False
+            made = []
             raise UsageError(f"{flag} {folder} is in use by another run") from None
         if not resume and any(folder.iterdir()):
             ways = "name another or remove it first"
@@ -64,8 +64,9 @@ def claimed(
             shutil.rmtree(left, ignore_errors=True)
         yield folder
     finally:
-        if made and folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()  # nothing came of it
+        with contextlib.suppress(OSError):
+            for path in made:  # innermost first, as long as they are empty: nothing came of it
+                path.rmdir()
         os.close(handle)
 
 

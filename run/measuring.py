@@ -89,4 +89,6 @@ def hardware(device: torch.device) -> str:
     """Say what computed."""
     if device.type == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
-    return f"{torch.get_num_threads()} threads of {platform.machine()}, {device.type}"
+    threads = torch.get_num_threads()
+    many = "s" if threads > 1 else ""
+    return f"{threads} thread{many} of {platform.machine()}, {device.type}"

@@ -369,13 +369,14 @@ def test_a_folder_in_use_is_refused_and_a_dead_process_holds_no_lock(tmp_path):
 
 
 def test_a_folder_that_nothing_came_of_is_removed(tmp_path):
-    with pytest.raises(RuntimeError), claimed(str(tmp_path / "run")):
+    with pytest.raises(RuntimeError), claimed(str(tmp_path / "runs/today/run")):
         raise RuntimeError
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "runs").exists()  # made for it, as the two within
     (tmp_path / "mine").mkdir()
-    with pytest.raises(RuntimeError), claimed(str(tmp_path / "mine")):
-        raise RuntimeError
-    assert (tmp_path / "mine").is_dir()  # it was there before
+    for folder in ("mine", "mine/run"):
+        with pytest.raises(RuntimeError), claimed(str(tmp_path / folder)):
+            raise RuntimeError
+    assert not any((tmp_path / "mine").iterdir())  # it was there before
 
 
 def test_the_log_goes_on_where_the_checkpoint_stood(tmp_path):
