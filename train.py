@@ -1,9 +1,9 @@
 """Fine-tune a causal language model with DPO through LoRA, and merge.
 
 `python train.py --rank 8 --alpha 16` does it all: `backward` is DPO, `loop` takes the steps, and
-`train` tells the job in order. Two things are computed otherwise than in the papers. The answers to
-one question are one trie, never padded pairs: a token that they share is computed once, and has one
-dropout mask. And the reference scores each answer once, unless `--reference-sync` moves it.
+`train` is the whole job in order. Two things are computed differently from the papers. The answers
+to one question are one trie, never padded pairs: a token that they share is computed once, and has
+one dropout mask. And the reference scores each answer once, unless `--reference-sync` moves it.
 """
 
 if __name__ == "__main__":
@@ -37,7 +37,7 @@ from run.training import Job, Training
 def backward(model: Any, batch: data.PairBatch, reference: Reference, config: Config) -> StepLog:
     """Add the gradient of a micro-batch's loss to the adapters: this is all of DPO."""
     reference_logps = reference.logps(batch)  # (A,) log pi_ref(y|x), looked up if it does not move
-    logps, held = policy_logps(model, batch)  # (A,) log pi(y|x), the policy; (M,) see eq. (24)
+    logps, divergence = policy_logps(model, batch)  # (A,) log pi(y|x), the policy; (M,) eq. (23)
     chosen, rejected = batch.chosen, batch.rejected  # (P,) indices: K pairs share one chosen answer
     pairs = dpo_loss(
         logps[chosen], logps[rejected], reference_logps[chosen], reference_logps[rejected],
@@ -45,7 +45,9 @@ def backward(model: Any, batch: data.PairBatch, reference: Reference, config: Co
         questions=batch.questions, chosen_answers=chosen, **config.loss_settings(),
     )  # fmt: skip
     loss = pairs.loss @ batch.weights  # which sum to 1 over a step: eq. (15) of docs/math.md
-    anchor = held @ batch.anchors.weights  # KL(pi_ref || pi) a token: eq. (24) of docs/math.md
+    anchor = (
+        divergence @ batch.anchors.weights
+    )  # KL(pi_ref || pi) a token: eq. (24) of docs/math.md
     fallen = torch.relu(reference_logps - logps)[chosen] @ batch.weights  # eq. (25) of docs/math.md
     (loss + config.anchor_weight * anchor + config.fall_weight * fallen).backward()
     log = PairLog(*pairs, logps[chosen], logps[rejected], batch.weights, batch.questions)

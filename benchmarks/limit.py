@@ -76,7 +76,7 @@ def once(args, csv, folder):
 
 
 def fed(batch):
-    """Count tokens without padding, which is what has position 0 behind a row's first column."""
+    """Count tokens without padding, which is what has position 0 after a row's first column."""
     starts = (batch.positions == 0) & (
         batch.ends > torch.arange(1, batch.ends.shape[1] + 1).to(batch.ends)
     )

@@ -17,6 +17,7 @@ from data.encode import (
     encode,
     encoding_file,
     of_all_lengths,
+    stop_of,
 )
 from data.gather import Reading, choose_source, load_preferences, read_preferences
 from data.mixture import ReadSettings, read_sources, split_share

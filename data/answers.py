@@ -189,7 +189,7 @@ def several_answers(sample: Sample, free: Sequence[str]) -> list[tuple[str, ...]
 
 
 def suffixed(sample: Sample, free: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return columns of answers whose names differ only in a number or letter behind them."""
+    """Return columns of answers whose names differ only in a number or letter at their end."""
     found: dict[str, dict[str, str]] = {}
     for name in free:
         stem, suffix = names.stem(name)

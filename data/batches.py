@@ -94,15 +94,15 @@ class Steps(NamedTuple):
     batch_by: BatchBy = "pairs"
 
     @property
-    def an_epoch(self) -> int:
-        """The last step of an epoch holds what is left."""
+    def per_epoch(self) -> int:
+        """The steps of an epoch, of which the last one holds what is left."""
         whole = len(self.counts) if self.batch_by == "questions" else sum(self.counts)
         return -(-whole // self.per_step)
 
     @property
     def total(self) -> int:
         """All optimizer steps."""
-        return min(self.epochs * self.an_epoch, self.max_steps or sys.maxsize)
+        return min(self.epochs * self.per_epoch, self.max_steps or sys.maxsize)
 
     @property
     def pairs(self) -> int:
@@ -111,7 +111,7 @@ class Steps(NamedTuple):
 
     def pairs_before(self, step: int) -> int:
         """Count the pairs of the steps before this one."""
-        epochs, steps = divmod(min(step, self.total), self.an_epoch)
+        epochs, steps = divmod(min(step, self.total), self.per_epoch)
         done = epochs * sum(self.counts)
         if self.batch_by == "pairs":
             return done + min(steps * self.per_step, sum(self.counts))
@@ -124,7 +124,7 @@ class Steps(NamedTuple):
 
     def from_step(self, first: int = 0) -> Iterator[list[Pair]]:
         """Yield the pairs of each optimizer step, from step `first` on."""
-        an_epoch = self.an_epoch
+        an_epoch = self.per_epoch
         order: list[list[Pair]] = []
         for step in range(first, self.total):
             epoch, place = divmod(step, an_epoch)
@@ -197,7 +197,7 @@ class AnchorBatch(NamedTuple):
 class PairBatch(NamedTuple):
     """Some pairs of an optimizer step, as tries, and where their answers are among the A scored.
 
-    Anchors stand behind the other answers of their question, in the same trie.
+    Anchors stand after the other answers of their question, in the same trie.
     """
 
     trees: TreeBatch
@@ -294,7 +294,7 @@ def _anchor_batch(
 
 
 def _texts(question: EncodedQuestion, numbers: Sequence[int]) -> dict[int, Tokens]:
-    """Return the answers of these numbers, and the anchors numbered behind all of them."""
+    """Return the answers of these numbers, and the anchors numbered after all of them."""
     answers = question.answers
     anchors = enumerate(question.anchors, start=len(answers))
     return {k: answers[k] for k in numbers} | {k: anchor.tokens for k, anchor in anchors}

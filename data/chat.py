@@ -35,7 +35,7 @@ def chat_frame(tokenizer: Any, template_kwargs: str = "{}") -> Frame:
 
     Control tokens are the tokenizer's special ones, and others added to it that the template puts
     between turns. Further added tokens, `<think>` in some, are words of the model like any other.
-    The stop token is the first control token behind an answer, or EOS where it follows so closely
+    The stop token is the first control token after an answer, or EOS where it follows so closely
     that both end it. Where a template leaves the last answer open, it is what ends an earlier one.
 
     Raises:
@@ -61,18 +61,18 @@ def chat_frame(tokenizer: Any, template_kwargs: str = "{}") -> Frame:
     names = sorted(special | others, key=lambda token: (-len(token), token))
     control = re.compile(f"({'|'.join(map(re.escape, names))})")
 
-    behind = tail if control.search(tail) else twice.partition(said)[2].partition(asked)[0]
-    found = control.search(behind)
+    after = tail if control.search(tail) else twice.partition(said)[2].partition(asked)[0]
+    found = control.search(after)
     if not found or found[0] == tokenizer.bos_token or asked in tail:
         raise DataError(
             "--template chat: the tokenizer's template ends an answer without a control token, so "
             "that a model could not learn to stop; use --template plain"
         )
     stop, start = found[0], found.start()
-    end = behind.find(tokenizer.eos_token) if tokenizer.eos_token else -1
-    if end > start and not re.search(r"\s", behind[start:end]):
+    end = after.find(tokenizer.eos_token) if tokenizer.eos_token else -1
+    if end > start and not re.search(r"\s", after[start:end]):
         stop, start = tokenizer.eos_token, end
-    return Frame(control, tail, stop, behind[:start])
+    return Frame(control, tail, stop, after[:start])
 
 
 class _Chat(NamedTuple):
@@ -138,7 +138,7 @@ def render_chat(p: Preference, tokenizer: Any, text: TextSettings, frame: Frame)
     notes: list[Note] = []
     ended: list[int] = []
     for number, (answer, whole) in enumerate(zip(said, wholes, strict=True)):
-        rendered = _behind(prompt, whole, frame)
+        rendered = _after(prompt, whole, frame)
         if rendered is not None:
             own = rendered + frame.before_stop
         elif "tool_calls" in answer.extra and whole.startswith(prompt):
@@ -181,7 +181,7 @@ def _shared_prompt(
     what stands before an answer that has no reasoning, if all are such, else what asks for one.
     """
     asking = chat.text(turns, add_generation_prompt=True)
-    if all(_behind(asking, w, frame) == a.text for w, a in zip(wholes, said, strict=True)):
+    if all(_after(asking, w, frame) == a.text for w, a in zip(wholes, said, strict=True)):
         return asking, asking
     letter = next(chr(c) for c in range(0xE000, 0xF900) if chr(c) not in "".join(wholes))
     header = chat.text([*turns, Turn("assistant", letter)]).partition(letter)[0]
@@ -197,14 +197,14 @@ def _shared_prompt(
     def fitting(prompt: str) -> int:
         rendered = zip(wholes, said, strict=True)
         return sum(
-            _behind(prompt, whole, frame) is not None and _says(whole[len(base) :], answer)
+            _after(prompt, whole, frame) is not None and _says(whole[len(base) :], answer)
             for whole, answer in rendered
         )
 
     return max((header, asking, base), key=fitting), base  # the first one that fits as many
 
 
-def _behind(prompt: str, whole: str, frame: Frame) -> str | None:
+def _after(prompt: str, whole: str, frame: Frame) -> str | None:
     """Return what stands between the prompt and the frame's end; None: the text has other ones."""
     text = whole[len(prompt) : len(whole) - len(frame.tail)]
     return text if prompt + text + frame.tail == whole else None

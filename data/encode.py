@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -88,6 +89,15 @@ def without_stop(question: EncodedQuestion) -> EncodedQuestion:
         tuple(answer[:-1] for answer in side) for side in (question.rejected, question.correct)
     )
     return question._replace(chosen=question.chosen[:-1], rejected=rejected, correct=correct)
+
+
+def stop_of(questions: Sequence[EncodedQuestion]) -> int:
+    """Return the stop token: the one that most chosen answers of the first questions end with.
+
+    Some answers may end with a token of their own (`--template raw`).
+    """
+    ends = (question.chosen[-1] for question in itertools.islice(questions, 64))
+    return Counter(ends).most_common(1)[0][0]
 
 
 class Encoding(NamedTuple):
@@ -328,12 +338,12 @@ def _tokenize(
 
 
 def _joint(text: Rendered, ids: Iterator[Tokens], tokenizer: Any, frame: Frame | None) -> Tokenized:
-    """Return the prompt's ids, and those that each answer has behind it; `ids` has the next."""
+    """Return the prompt's ids, and those that each answer has after it; `ids` has the next."""
     guarded = text.hidden and frame
 
-    def next_ids(behind: str = "") -> Tokens:
+    def next_ids(after: str = "") -> Tokens:
         if guarded:
-            return _guarded(text.prompt + behind, text.hidden, tokenizer, guarded)
+            return _guarded(text.prompt + after, text.hidden, tokenizer, guarded)
         return next(ids)
 
     prompt = next_ids()
@@ -341,13 +351,13 @@ def _joint(text: Rendered, ids: Iterator[Tokens], tokenizer: Any, frame: Frame |
     merges = 0
     for own in text.answers:
         both = prompt if own is None else next_ids(own)
-        behind: Tokens | None = both[len(prompt) :]
+        after: Tokens | None = both[len(prompt) :]
         if own is None:
-            behind = None
+            after = None
         elif both[: len(prompt)] != prompt:
             merges += 1
-            behind = _alone(_restored(own, text.hidden), tokenizer)
-        answers.append(behind)
+            after = _alone(_restored(own, text.hidden), tokenizer)
+        answers.append(after)
     return Tokenized(prompt, answers, merges)
 
 
@@ -365,12 +375,12 @@ def _token_ids(tokenizer: Any, texts: list[str], split: bool) -> list[list[int]]
 
 
 def _alone(text: str, tokenizer: Any) -> Tokens:
-    """Tokenize what stands behind something else: without the space that begins a text for some.
+    """Tokenize what stands after something else: without the space that begins a text for some.
 
     A line break before it takes that space, where the line break is a token of its own.
     """
-    bare, behind, start = _token_ids(tokenizer, [text, "\n" + text, "\n"], split=True)
-    return tuple(behind[len(start) :] if behind[: len(start)] == start else bare)
+    bare, after, start = _token_ids(tokenizer, [text, "\n" + text, "\n"], split=True)
+    return tuple(after[len(start) :] if after[: len(start)] == start else bare)
 
 
 def _restored(text: str, hidden: dict[str, str]) -> str:

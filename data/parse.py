@@ -52,7 +52,7 @@ def parse_row(place: str, row: Mapping[str, Any], form: Form) -> Parsed:
         return None, [Note(TIED, place)]
     prompt = _prompt(cells["prompt"], form) if "prompt" in cells else None
     if form.repeated and isinstance(prompt, str):
-        found = found._replace(sides=[_behind(prompt, side) for side in found.sides])
+        found = found._replace(sides=[_after(prompt, side) for side in found.sides])
     turns, answers = _split(prompt, found)
     if not turns:
         return None, [Note(NO_SHARED_PROMPT if prompt is None else NO_PROMPT, place)]
@@ -120,8 +120,8 @@ def _cells(place: str, row: Mapping[str, Any], form: Form) -> Cells:
     return cells
 
 
-def _behind(prompt: str, side: Side) -> Side:
-    """Return what an answer's text says behind the prompt that it repeats."""
+def _after(prompt: str, side: Side) -> Side:
+    """Return what an answer's text says after the prompt that it repeats."""
     return side.removeprefix(prompt) if isinstance(side, str) else side
 
 

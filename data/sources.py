@@ -4,7 +4,7 @@
 since `datasets` takes a path for a pattern and keeps a copy by its time. CSV and JSON are read by
 the standard library, since the readers of `datasets` guess types: an answer "None" becomes a null,
 a column of years numbers, a date in JSON a timestamp, and their errors name no line. A row that
-cannot be read is handed on as the error that names it, since the rows behind it may be right.
+cannot be read is handed on as the error that names it, since the rows after it may be right.
 """
 
 import csv
@@ -29,7 +29,7 @@ TRUTHFULQA = "truthfulqa/truthful_qa"
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 FIRST_ROWS = 1000  # tell the columns and what they hold
 WRAPPERS = ("data", "rows", "train", "examples", "instances")  # names of a list of rows
-PACKED = {".gz": "gzip", ".zst": "zstd"}  # behind any of them but the last
+PACKED = {".gz": "gzip", ".zst": "zstd"}  # added to any of them but the last
 
 Row = dict[str, Any]
 Placed = tuple[str, Row | DataError]  # where it stands, and the row, or why there is none
@@ -117,7 +117,7 @@ def _file(path: Path) -> Source:
     if suffix not in SUFFIXES or (suffix == ".parquet" != path.suffix.lower()):
         packed = ", ".join(PACKED)
         raise DataError(
-            f"{path}: rows are read from {', '.join(SUFFIXES)} (texts also with {packed} behind); "
+            f"{path}: rows are read from {', '.join(SUFFIXES)} (texts also with {packed} added); "
             "convert it to one"
         )
     lines = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(suffix, _json)
@@ -305,7 +305,7 @@ def _parquet(path: Path, wanted: list[str] | None) -> Iterator[Placed]:
                 number += 1
                 yield f"{_shown(path)}, row {number}", row
     except Exception as error:  # a timestamp that no calendar has, a damaged page
-        where = f"{path} could not be read behind row {number}"
+        where = f"{path} could not be read after row {number}"
         raise DataError(f"{where}: {reason(error)}") from error
 
 
@@ -375,7 +375,7 @@ def _dataset(name: str, described: str, load: Callable[[Any], Any]) -> Source:
             for number, row in enumerate(dataset.select_columns(columns), start=1):
                 yield f"{name}, row {number}", row
         except Exception as error:
-            where = f"{described} could not be read behind row {number}"
+            where = f"{described} could not be read after row {number}"
             raise DataError(f"{where}: {reason(error)}") from error
 
     size, name_of_content = dataset.data.nbytes, str(dataset._fingerprint)

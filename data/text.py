@@ -20,7 +20,7 @@ class TextSettings(NamedTuple):
             the names of control tokens in them.
         max_length: the longest path, in tokens, BOS and stop token included; None: any.
         truncate: what becomes of a longer question. `drop` leaves it out with a note, `prompt` cuts
-            the beginning of its prompt behind BOS, `never` refuses. Answers are never cut.
+            the beginning of its prompt after BOS, `never` refuses. Answers are never cut.
         prompt_format: of the plain template, `{}` is the text.
         answer_format: likewise.
         template_kwargs: what the chat template is given besides, as a JSON object.

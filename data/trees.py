@@ -12,7 +12,7 @@ Nodes are stored depth-first, which makes a subtree a contiguous range:
 A node is a token that is fed to the model. Every token of an answer is an *edge*: it leads from the
 node that predicts it to the token predicted. The last token of a branch (`.`, `.` and `d` above) is
 predicted but never fed, since nothing follows it. Edges of one node are *siblings*, which are read
-off the same logits: above, `a` and `c` behind `:`, and `b` and `.` behind `a`.
+off the same logits: above, `a` and `c` after `:`, and `b` and `.` after `a`.
 
 Shape legend: B rows, L tokens in a row, D nodes that predict, E edges, S ordered pairs of siblings,
 A answers, N tokens of all answers, where a shared one counts once for each answer.
@@ -49,9 +49,8 @@ class TreeBatch(NamedTuple):
 
     tokens: Tensor  # (B, L) int64, 0 where padded
     positions: Tensor  # (B, L) int64, the depth in the own trie
-    ends: (
-        Tensor  # (B, L) int64, the column behind the node's subtree; j + 1 where column j is padded
-    )
+    # (B, L) int64, the column after the node's subtree; j + 1 where column j is padded
+    ends: Tensor
     nodes: Tensor  # (D,) int64, the nodes that predict, each once, as places among B * L
     edge_node: Tensor  # (E,) int64 into `nodes`
     edge_token: Tensor  # (E,) int64
@@ -91,7 +90,7 @@ def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
     paths: list[list[int]] = [[] for _ in answers]
     node_of: dict[int, int] = {}  # edge -> the node its token became
 
-    def node_behind(edge: int) -> int:
+    def node_after(edge: int) -> int:
         """Return the node of an edge's token; append it to the fed tokens if it is new."""
         if edge not in node_of:
             node_of[edge] = len(tokens)
@@ -106,7 +105,7 @@ def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
         answer = answers[k]
         path = path[: common_prefix(previous, answer)]  # a copy: `paths` keeps the longer one
         for token in answer[len(path) :]:
-            edge_from.append(node_behind(path[-1]) if path else len(prompt) - 1)
+            edge_from.append(node_after(path[-1]) if path else len(prompt) - 1)
             edge_token.append(token)
             path.append(len(edge_from) - 1)
         paths[k] = path
@@ -121,7 +120,7 @@ def build_trie(prompt: Tokens, answers: Sequence[Tokens]) -> Trie:
 def trie_size(prompt: Tokens, answers: Sequence[Tokens]) -> int:
     """Count the tokens that the trie of these answers feeds, without building it.
 
-    In sorted order, an answer adds an edge for every token behind those that it shares with the
+    In sorted order, an answer adds an edge for every token after those that it shares with the
     answer before. Every edge becomes a node but the last one of each branch.
     """
     ordered = sorted(set(answers))
@@ -153,9 +152,8 @@ def collate(tries: Sequence[Trie], way: Way = "tries") -> TreeBatch:
     length = row_length(longest) if way == "tries" else longest
     tokens = torch.zeros(rows, length, dtype=torch.long)
     positions = torch.zeros(rows, length, dtype=torch.long)
-    ends = torch.arange(1, length + 1).repeat(
-        rows, 1
-    )  # padding sees itself, since a softmax over nothing is NaN
+    # Padding sees itself, since a softmax over nothing is NaN.
+    ends = torch.arange(1, length + 1).repeat(rows, 1)
     edge_from: list[int] = []  # (E), places among B * L
     edge_token: list[int] = []  # (E)
     path_edges: list[int] = []  # (N)

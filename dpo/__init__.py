@@ -25,7 +25,7 @@ from dpo.evaluation.questions import QUESTIONS, evenly, in_words
 from dpo.logps import answer_logps, edge_logps
 from dpo.loss import DPOLoss, dpo_loss
 from dpo.losses import Constants, Divergence, Loss, check_loss, loss_terms, needs_reference
-from dpo.memory import Budgets, OutOfMemory, TokenBudget
+from dpo.memory import Budgets, OutOfMemory, TokenBudget, random_states, restore_random
 from dpo.metrics import PairLog, StepLog, in_short, not_finite, spoilt, step_metrics
 from dpo.schedule import Schedule, schedule_factor
 from dpo.scoring import (

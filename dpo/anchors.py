@@ -39,8 +39,8 @@ ROWS = 16  # of which the probabilities are summed up at a time
 class Sampling(NamedTuple):
     """How many answers of a prompt are drawn, and how long they may be."""
 
-    samples: int = 2
-    tokens: int = 24
+    samples: int
+    tokens: int
 
 
 def policy_logps(
@@ -171,7 +171,8 @@ class Draw:
             likeliest.append(p.topk(min(WORDS, p.shape[-1])))
             some.fill_(-torch.inf).scatter_(1, token, 0.0)
         self.words.append(torch.cat([top.indices for top in likeliest]))
-        self.logps.append(torch.cat([top.values for top in likeliest]).log())
+        least = torch.finfo(scores.dtype).tiny  # where a probability is too small to be one
+        self.logps.append(torch.cat([top.values for top in likeliest]).clamp(min=least).log())
         return scores
 
 

@@ -28,7 +28,7 @@ def blocks_seen(positions: Tensor, ends: Tensor, window: int | None) -> tuple[Te
     """Return (B, T, T) bool: does any token of block i see one of block j, and do all see all?
 
     Of the columns j that reach into a block of queries, ends[j] > 128 i, the block's first
-    ends[j] - 128 i tokens see j; all of them, where it ends behind the block. A window lets those
+    ends[j] - 128 i tokens see j; all of them, where it ends beyond the block. A window lets those
     see it that are near enough: the nearest of them, and all if the farthest is.
     """
     length = ends.shape[1]

@@ -346,8 +346,10 @@ def check_loss(
     terms = loss_terms(loss)
     if divergence not in get_args(Divergence):
         raise ValueError(f"unknown divergence {divergence!r}; there are {get_args(Divergence)}")
-    if not beta > 0 or not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"beta {beta} must be positive and 0 <= {label_smoothing} < 0.5")
+    if not beta > 0:
+        raise ValueError(f"beta {beta} must be positive")
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label smoothing {label_smoothing} must be at least 0 and below 0.5")
     if label_smoothing and not terms.keys() & set(SMOOTHED):
         raise ValueError(
             f"label smoothing is defined for the losses {', '.join(SMOOTHED)}, not for {loss}"

@@ -1,13 +1,16 @@
 """When memory runs out: the same work again with half the tokens at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from data.trees import Way
 
+# How a RuntimeError says that a CPU has no more memory, or Apple's GPU.
+PLAIN = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
 SMALLEST = 16  # tokens; a question larger than the budget goes alone in any case
 
 
@@ -37,10 +40,27 @@ class OutOfMemory(RuntimeError):
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Tell whether a device or the machine ran out of memory; a CPU says so in a plain error."""
-    said = any(text in str(error) for text in ("can't allocate memory", "not enough memory"))
-    of_cpu = isinstance(error, RuntimeError) and said
-    return of_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    """Tell whether a device or the machine ran out of memory; CPU and MPS in a plain error."""
+    said = any(text in str(error) for text in PLAIN)
+    plain = isinstance(error, RuntimeError) and said
+    return plain or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def random_states() -> list[Tensor]:
+    """Return the states of the random generators, the CPU's and then the GPU's."""
+    return [device.get_rng_state() for device in _generators()]
+
+
+def restore_random(states: Sequence[Tensor]) -> None:
+    """Let the generators go on from these states; one of a GPU counts only where there is one."""
+    for device, state in zip(_generators(), states, strict=False):
+        device.set_rng_state(state)
+
+
+def _generators() -> list[Any]:
+    """Return what has a generator of random numbers here."""
+    gpus = (torch.cuda.is_available(), torch.cuda), (torch.backends.mps.is_available(), torch.mps)
+    return [torch, *(gpu for there, gpu in gpus if there)]
 
 
 @dataclass
@@ -62,11 +82,10 @@ class TokenBudget:
     _failed = False
 
     def __enter__(self) -> "TokenBudget":
-        on_gpu = torch.cuda.is_available()
-        if self._failed and on_gpu:  # only now are the failed work's tensors gone
-            torch.cuda.empty_cache()
+        if self._failed and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # only now are the failed work's tensors gone
         self._failed = False
-        self._random = torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None
+        self._random = random_states()
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
@@ -89,9 +108,6 @@ class TokenBudget:
         self.tokens //= 2
         self._failed = True
         self.undo()
-        on_cpu, on_gpu = self._random
-        torch.set_rng_state(on_cpu)
-        if on_gpu is not None:
-            torch.cuda.set_rng_state(on_gpu)
+        restore_random(self._random)
         print(f"Out of memory: going on with {self.tokens} tokens at once.", flush=True)
         return True

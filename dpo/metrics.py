@@ -50,8 +50,8 @@ class StepLog(NamedTuple):
         return self._replace(pairs=PairLog(*columns), anchor=anchor)
 
 
-def step_metrics(log: PairLog) -> dict[str, float]:
-    """Average over the pairs of a step; log-probs and rewards are in nats.
+def step_metrics(log: PairLog, beta: float) -> dict[str, float]:
+    """Average over the pairs of a step; log-probs and rewards, beta times log-ratios, are in nats.
 
     `loss` is that of the preferences, weighted as it was. `rewards/accuracies` is the share of
     pairs whose chosen reward is the higher one. Ties count half, and so do differences that
@@ -61,7 +61,7 @@ def step_metrics(log: PairLog) -> dict[str, float]:
     """
     margins = log.chosen_rewards - log.rejected_rewards
     rounding = torch.finfo(torch.float32).eps * (log.chosen_logps.abs() + log.rejected_logps.abs())
-    won = (torch.where(margins.abs() <= rounding, 0, margins.sign()) + 1) / 2
+    won = (torch.where(margins.abs() <= beta * rounding, 0, margins.sign()) + 1) / 2
     by_question = [log.questions == q for q in log.questions.unique()]
     logged = {
         "rewards/chosen": log.chosen_rewards,

@@ -215,7 +215,7 @@ def check_rows(
 ) -> None:
     """Score the first question and the last as plain rows, together and each alone.
 
-    The last is also scored twice, with one token and another behind it.
+    The last is also scored twice, with one token and another after it.
 
     Raises:
         DataError: the scores differ.
@@ -235,7 +235,7 @@ def check_rows(
             f"{apart:.2g} nats a token, so that answers cannot be scored; choose another --model"
         )
     prompt, answer = pair[1]
-    one, other = (  # texts that differ behind the answer; the very last token is never read
+    one, other = (  # texts that differ after the answer; the very last token is never read
         edge_logps(model, collate(question_tries(prompt, [text], way), way).to(model.device))
         for text in ((*answer, 0, 0), (*answer, 1, 0))
     )

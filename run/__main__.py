@@ -37,7 +37,7 @@ def command(argv: list[str]) -> None:
     if name in COMMANDS:
         importlib.import_module(f"run.{name}").command(rest)
     elif name in ("-h", "--help"):
-        print("python -m run COMMAND ...; --help behind a command says more\n")
+        print("python -m run COMMAND ...; --help after a command says more\n")
         print("\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()))
     else:
         raise UsageError(f"there is no such command{closest(name, COMMANDS)} (see --help)")

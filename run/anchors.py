@@ -47,7 +47,7 @@ class Anchors:
             UsageError: a resumed run had other anchors.
         """
         questions = train.select(steps.questions())
-        stop = questions[0].chosen[-1]
+        stop = data.stop_of(questions)
         file = self._file(reference.hash, stop)
         known = read_drawn(file)
         prompts = [q.prompt for q in questions if prompt_key(q.prompt) not in known]
@@ -147,7 +147,7 @@ def read_drawn(file: Path) -> Drawn:
 
 
 def _anchors(tokens: np.ndarray, words: np.ndarray, logps: np.ndarray) -> tuple[data.Anchor, ...]:
-    """Return the anchors of one prompt, from arrays that are filled up with -1 behind an end."""
+    """Return the anchors of one prompt, from arrays that are filled up with -1 after an end."""
     counts = (tokens >= 0).sum(1).tolist()
     return tuple(
         data.Anchor(tuple(tokens[i, :n].tolist()), words[i, :n], logps[i, :n], tokens.shape[1])

@@ -84,7 +84,7 @@ class AdapterPart:
 
 
 def save(run: Path, point: Checkpoint, keep: int, log: IO[Any]) -> None:
-    """Write a checkpoint of the run behind its log, and remove all but the newest `keep`.
+    """Write a checkpoint of the run next to its log, and remove all but the newest `keep`.
 
     Raises:
         OSError: the disk is full, or the folder is gone or cannot be written.

@@ -57,7 +57,7 @@ RANGES: dict[str, Callable[[Any], object]] = {  # what a value must be, and whet
 LARGEST = 2**31  # of a count, so that the product of two is a machine's number
 HUGE = 1e30  # of any other number, so that the product of a few is finite
 MOST_THREADS = 1024
-WRITTEN = 48  # tokens that a model writes behind a prompt, or --anchor-tokens if they are more
+WRITTEN = 48  # tokens that a model writes after a prompt, or --anchor-tokens if they are more
 ADAPTER_NOW = "with an adapter it is the default; write nothing, or `{}`"
 Number = TypeVar("Number", int, float)
 
@@ -338,7 +338,7 @@ class Config:
             text and text.replace("\\n", "\n") for text in (self.prompt_format, self.answer_format)
         )
         longest, given = self.max_length, self.given_to_template()
-        if longest is None and limit:  # behind which some models know no position
+        if longest is None and limit:  # beyond which some models know no position
             longest = max(limit - max(WRITTEN, self.anchor_tokens), limit // 2)
         if template == "chat" and CLOCK in str(tokenizer.chat_template):
             given = {CLOCK: f"{date.today()}"} | given  # from here on it is this run's day

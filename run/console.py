@@ -126,13 +126,13 @@ def print_start(
     total = sum(p.numel() for p in model.parameters())
     ranks = ", ".join(map(str, sorted({layer.rank for layer in patched.values()})))
     where = f"{str(model.dtype).removeprefix('torch.')}, {model.device}"
-    an_epoch = f"; an epoch has {steps.an_epoch:,}" if steps.total != steps.an_epoch else ""
+    per_epoch = f"; an epoch has {steps.per_epoch:,}" if steps.total != steps.per_epoch else ""
     if "gemma" in model.config.model_type:
         print(lora.GEMMA_TERMS)
     print_rows([
         ("model", f"{base.name} ({total - trained:,} frozen parameters, {where})"),
         ("LoRA", f"{len(patched)} layers, {trained:,} trained parameters (rank {ranks})"),
-        ("training", f"{steps.pairs:,} pairs in {steps.total:,} steps{an_epoch}"),
+        ("training", f"{steps.pairs:,} pairs in {steps.total:,} steps{per_epoch}"),
         ("self-check", check.reason),
         *plan,
     ])  # fmt: skip

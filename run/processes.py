@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dpo import Scorer, Scores
+from dpo import Scorer, Scores, random_states, restore_random
 from dpo.scoring import NOTHING
 from lora.errors import reading
 from run.errors import ProcessDied, UsageError
@@ -126,10 +126,7 @@ class Generators:
 
     def state_dict(self) -> dict[Any, list[Tensor]]:
         """Return {rank: states} of all processes' generators; all of them call this."""
-        states = [torch.get_rng_state()]
-        if torch.cuda.is_available():
-            states.append(torch.cuda.get_rng_state())
-        return dict(enumerate(self.world.gather(states)))
+        return dict(enumerate(self.world.gather(random_states())))
 
     def load_state_dict(self, state: dict[Any, list[Tensor]]) -> None:
         """Keep this process' states for `start`, if a process of its rank saved some."""
@@ -142,9 +139,7 @@ class Generators:
         the adapters were drawn.
         """
         if self._saved:
-            torch.set_rng_state(self._saved[0])
-            if torch.cuda.is_available() and len(self._saved) > 1:
-                torch.cuda.set_rng_state(self._saved[1])
+            restore_random(self._saved)
         elif step or self.world.rank:  # other processes than before, or a further one
             torch.manual_seed(hash((self.seed, step, self.world.rank)) % 2**63)
 

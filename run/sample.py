@@ -42,7 +42,7 @@ def command(argv: list[str]) -> None:
     drawing = dpo.Drawing(args.max_tokens, args.temperature, args.seed)
 
     def answers(questions: Sequence[data.EncodedQuestion]) -> Any:
-        prompts, stop = [q.prompt for q in questions], questions[0].chosen[-1]
+        prompts, stop = [q.prompt for q in questions], data.stop_of(questions)
         return dpo.side_by_side(model, lora.adapters_disabled, tokenizer, prompts, stop, drawing)
 
     if args.chat:

@@ -338,7 +338,7 @@ class Training:
         step, pairs, log, norm, rate, brought = ended
         brought()
         rest = {"anchor": float(log.anchor), "grad_norm": float(norm), "learning_rate": rate}
-        metrics = dpo.step_metrics(log.pairs) | rest
+        metrics = dpo.step_metrics(log.pairs, self.config.beta) | rest
         if not (trouble := dpo.not_finite(metrics)):
             return metrics
         where = dpo.where_not_finite(self.model, self.questions.train, pairs, self.way)

@@ -55,13 +55,13 @@ def test_the_order_goes_on_from_any_step_as_if_it_had_never_stopped(counts, n, e
 def test_steps_of_questions_cut_none_and_see_every_pair_once_an_epoch(counts, n, epochs, limit):
     steps = Steps(counts, n, epochs, 7, "questions", limit, batch_by="questions")
     whole = list(steps.from_step())
-    assert len(whole) == steps.total and steps.an_epoch == -(-len(counts) // n)
+    assert len(whole) == steps.total and steps.per_epoch == -(-len(counts) // n)
     everything = [(q, k) for q, count in enumerate(counts) for k in range(count)]
-    for start in range(0, len(whole), steps.an_epoch):
-        epoch = whole[start : start + steps.an_epoch]
+    for start in range(0, len(whole), steps.per_epoch):
+        epoch = whole[start : start + steps.per_epoch]
         seen = [pair for step in epoch for pair in step]
         assert len(set(seen)) == len(seen)
-        if len(epoch) == steps.an_epoch:
+        if len(epoch) == steps.per_epoch:
             assert sorted(seen) == everything
     for step in whole:
         held = {q for q, _ in step}
@@ -76,10 +76,10 @@ def test_steps_of_questions_cut_none_and_see_every_pair_once_an_epoch(counts, n,
 def test_steps_of_questions_by_hand():
     """3 questions of 2, 1 and 3 pairs, two to a step: 2 steps an epoch, of 6 pairs together."""
     steps = Steps([2, 1, 3], 2, 2, 0, "questions", batch_by="questions")
-    assert (steps.an_epoch, steps.total, steps.pairs, steps.pairs_before(2)) == (2, 4, 12, 6)
+    assert (steps.per_epoch, steps.total, steps.pairs, steps.pairs_before(2)) == (2, 4, 12, 6)
     assert steps.pairs_before(1) == 6 - len(list(steps.from_step())[1])
     by_pairs = Steps([2, 1, 3], 2, 2, 0, "questions")
-    assert (by_pairs.an_epoch, by_pairs.pairs_before(1), by_pairs.pairs_before(4)) == (3, 2, 8)
+    assert (by_pairs.per_epoch, by_pairs.pairs_before(1), by_pairs.pairs_before(4)) == (3, 2, 8)
     assert Steps([2, 1, 3], 2, 9, 0, "questions", 3, "questions").total == 3
 
 

@@ -250,7 +250,7 @@ def test_white_space_around_an_answer_may_be_trimmed_with_a_note():
 
 
 def test_what_a_template_says_besides_an_answer_may_depend_on_it():
-    """A template that counts the turns behind the last one continues no prompt of its own."""
+    """A template that counts the turns after the last one continues no prompt of its own."""
     counting = CHAT_TEMPLATE + "{{ messages | length }}"
     q = one(BATS, small_tokenizer(chat_template=counting), "chat")
     assert small_tokenizer().decode(q.prompt).endswith("<end>\n<turn>assistant\n")

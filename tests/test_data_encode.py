@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import DataError, Preference, TextSettings, Turn, encode, encoding_file, read_preferences
-from data.encode import EncodedQuestion, without_stop
+from data.encode import EncodedQuestion, stop_of, without_stop
 from data.question import (
     BAD_ROW,
     CUT,
@@ -200,7 +200,7 @@ def test_truncate_never_refuses_and_names_the_row(tokenizer):
         encode([BATS, LONG], tokenizer, TextSettings(max_length=60, truncate="never"))
 
 
-def test_truncate_prompt_cuts_the_beginning_behind_bos_and_says_so(tokenizer):
+def test_truncate_prompt_cuts_the_beginning_after_bos_and_says_so(tokenizer):
     whole = one(BATS, tokenizer)
     longest = max(map(len, whole.answers))
     limit = len(whole.prompt) + longest - 3
@@ -528,3 +528,13 @@ def test_a_raw_answer_that_ends_with_an_added_token_of_text_still_gets_its_stop_
     (q,) = encode([said], tokenizer, TextSettings("raw")).questions
     assert q.chosen[-1] == tokenizer.eos_token_id
     assert q.rejected[0][-1] == tokenizer.convert_tokens_to_ids("<|end|>")
+
+
+def test_the_stop_token_is_the_one_that_most_answers_end_with():
+    tokenizer = small_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    answers = ["Bats see<|end|>", "Bats see", "Bats see"]
+    said = [Preference(f"Why {n}?", answer, ("No",)) for n, answer in enumerate(answers)]
+    questions = encode(said, tokenizer, TextSettings("raw")).questions
+    assert questions[0].chosen[-1] == tokenizer.convert_tokens_to_ids("<|end|>")
+    assert stop_of(questions) == tokenizer.eos_token_id

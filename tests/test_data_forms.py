@@ -864,7 +864,7 @@ def test_a_winner_in_a_csv_is_text_and_means_the_same(tmp_path):
 
 
 def advices(message):
-    """What stands behind each `--columns`, as a shell would read it."""
+    """What stands after each `--columns`, as a shell would read it."""
     words = shlex.split(message.replace("'", '"'))
     given = [words[i + 1] for i, word in enumerate(words) if word == "--columns"]
     return [advice.rstrip(",;") for advice in given]
@@ -879,7 +879,7 @@ def beside(**columns):
 
 
 def with_text(*texts):
-    """The three questions, these texts on lines of their own behind the prompt."""
+    """The three questions, these texts on lines of their own after the prompt."""
     return [
         ("\n".join([p, *(f"{text} {i}." for text in texts)]), c, r)
         for i, (p, c, r) in enumerate(ROWS, start=1)
@@ -959,7 +959,7 @@ REFUSED = {
         {"answers=response_0+response_1,winner=COLUMN": (
             "answers=response_0+response_1,winner=safer_response_id", [*ROWS])},
     ),
-    "scores named behind the answers": (
+    "scores named after the answers": (
         each(lambda p, c, r: {"prompt": p, "response_1": r, "response_2": c,
                               "response_1_quality": 2, "response_2_quality": 3}),
         ["the answers in 'response_1', 'response_2' are", "or scores= or ranks="],
@@ -1055,7 +1055,7 @@ def test_messages_written_as_python_are_refused_and_read_as_json(tmp_path):
         assert triples(read_preferences(write(tmp_path, rows))) == [*ROWS]
 
 
-# Text that comes late, behind the rows that a source is recognised by.
+# Text that comes late, after the rows that a source is recognised by.
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Tries: every shared token stored once, every path exactly what the answer alone would read."""
 
 import random
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.rows import pack_rows
-from data.trees import ancestor_mask, build_trie, collate, question_tries, trie_size
+from data.trees import Way, ancestor_mask, build_trie, collate, question_tries, trie_size
 
 # The example of the module's docstring: Q=1 :=2 a=3 b=4 c=5 d=6 .=7
 PROMPT, ANSWERS = (1, 2), [(3, 4, 7), (3, 7), (5, 6)]
@@ -98,7 +99,10 @@ def test_each_path_spells_its_answer_and_edges_are_unique(prompt, answers):
 
 
 @settings(max_examples=50)
-@given(st.lists(st.tuples(prompts, answer_sets), min_size=1, max_size=5), st.booleans())
+@given(
+    st.lists(st.tuples(prompts, answer_sets), min_size=1, max_size=5),
+    st.sampled_from(get_args(Way)),
+)
 def test_in_a_batch_every_edge_reads_its_own_text_and_nothing_else(questions, way):
     """The oracle: what a node may attend to, read in position order, is its answer's own prefix."""
     tries = [t for p, answers in questions for t in question_tries(p, answers, way)]

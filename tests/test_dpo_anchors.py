@@ -271,6 +271,19 @@ def test_an_answer_that_ended_has_its_stop_token_and_one_that_was_cut_off_has_no
     assert all(len(a.tokens) == 6 for a in anchors if STOP not in a.tokens)
 
 
+def test_a_probability_that_float32_cannot_hold_leaves_the_kl_finite():
+    """One word 200 nats above the others: e^-200 is 0 in float32, and its log minus infinity."""
+    draw = Draw(np.array([[0.5]]))
+    scores = torch.full((1, 40), -200.0)
+    scores[0, 7] = 0.0
+    draw(torch.tensor([[1]]), scores)
+    assert draw.words[0][0, 0] == 7 and draw.logps[0].isfinite().all()
+    policy = torch.full((1, 32), -200.0).index_fill_(1, torch.tensor([0]), 0.0).requires_grad_()
+    kl = divergence(draw.logps[0], policy)
+    kl.sum().backward()
+    assert kl.item() == pytest.approx(0, abs=1e-6) and policy.grad.isfinite().all()
+
+
 def test_the_models_own_settings_of_generation_change_nothing_that_is_drawn():
     model = small_model("llama", scale=0.2)
     expected = list(draw_anchors(model, PROMPTS, STOP, Sampling(1, 5)))

@@ -30,7 +30,7 @@ def next_logps(model, ids):
 
 
 def every_answer():
-    """All answers of at most two tokens: the stop token alone, or any other with one behind it."""
+    """All answers of at most two tokens: the stop token alone, or any other with one after it."""
     yield ((), True)
     for first in range(11):
         for second in range(11) if first != STOP else ():

@@ -11,6 +11,7 @@ from families import HYBRID, MIXTURES, family_model
 
 from data.trees import TreeBatch, Way, build_trie, collate, question_tries
 from dpo import answer_logps, edge_logps
+from dpo.logps import over_paths
 from lora import add_lora, layers_as_asked
 from lora.adapter import adapter_parameters
 
@@ -116,7 +117,7 @@ def test_tries_give_the_scores_and_gradients_of_separate_texts(architecture, att
 def test_plain_rows_give_the_scores_and_gradients_of_separate_texts(architecture):
     model = adapted(architecture)
     oracle = torch.stack([plain_logp(model, PROMPT, a) for a in ANSWERS])
-    found = answer_logps(model, collate(question_tries(PROMPT, ANSWERS, False), False))
+    found = answer_logps(model, collate(question_tries(PROMPT, ANSWERS, "rows"), "rows"))
     expected, expected_gradients = scores_and_gradients(model, oracle)
     scores, gradients = scores_and_gradients(model, found)
     assert relative_error(scores, expected) < 1e-5
@@ -192,8 +193,7 @@ def test_a_long_sum_of_bfloat16_scores_does_not_stop_growing():
     """1,000 tokens of log-prob -1 each: a bfloat16 sum would stick at -256."""
     edges = torch.full((1000,), -1.0, dtype=torch.float32)
     batch = collate(question_tries((1,), [tuple(range(1000))]))
-    total = torch.zeros(1).index_add(0, batch.path_answers, edges[batch.path_edges])
-    assert total.item() == -1000
+    assert over_paths(edges, batch).item() == -1000
     stuck = torch.tensor(0.0, dtype=torch.bfloat16)
     for _ in range(1000):
         stuck -= 1

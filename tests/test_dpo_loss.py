@@ -84,7 +84,7 @@ def test_the_loss_is_per_pair_in_the_inputs_dtype_and_rewards_carry_no_gradient(
         ({"divergence": "kl"}, "unknown divergence 'kl'"),
         ({"beta": 0.0}, "beta 0.0"),
         ({"beta": math.nan}, "beta nan"),
-        ({"label_smoothing": 0.5}, "0.5 < 0.5"),
+        ({"label_smoothing": 0.5}, "label smoothing 0.5 must be"),
         ({"loss": "hinge", "label_smoothing": 0.1}, "sigmoid, robust, exo, not for hinge"),
         ({"loss": "exo"}, "needs label smoothing above 0"),
         ({"loss": "bco", "divergence": "js"}, "js is defined for .*, not for bco"),

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from dpo import Budgets, OutOfMemory, TokenBudget
+from dpo import Budgets, OutOfMemory, TokenBudget, restore_random
 from dpo.memory import SMALLEST, is_out_of_memory
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory"),
     MemoryError(),
     RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB, max allowed: 18.13 GB)"),
     RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
 ]
 
@@ -59,6 +60,18 @@ def test_the_random_numbers_of_work_that_is_repeated_are_those_it_had(capsys):
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], expected[:3])
     assert torch.equal(found, expected[3:6])
     assert torch.equal(torch.rand(1), expected[6:])  # and goes on from there
+
+
+def test_the_random_numbers_of_a_gpu_go_on_where_they_were_too(monkeypatch, capsys):
+    """Apple's is played here by a list of what it was set to."""
+    was_set = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([7]))
+    monkeypatch.setattr(torch.mps, "set_rng_state", was_set.append)
+    done_within(TokenBudget(64), lambda tokens: hungry(tokens) if tokens == 64 else tokens)
+    assert was_set == [torch.tensor([7])]
+    restore_random([torch.get_rng_state()])  # saved where there was no GPU
+    assert len(was_set) == 1
 
 
 def hungry(tokens):

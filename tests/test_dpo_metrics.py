@@ -24,7 +24,7 @@ def test_step_metrics_average_all_pairs_and_a_tie_is_half():
         logs.append(
             StepLog(PairLog(loss, chosen, rejected, chosen * 10, rejected * 10, weights, numbers))
         )
-    metrics = step_metrics(StepLog.joined(logs).pairs)
+    metrics = step_metrics(StepLog.joined(logs).pairs, beta=1.0)
     expected = {
         "loss": 0.3,
         "rewards/chosen": 2.0,
@@ -44,18 +44,19 @@ def test_what_float32_rounds_off_the_log_probs_is_no_victory():
     margins = torch.tensor([1e-5, -1e-5, 1e-4, -1e-4])
     zero, logps = torch.zeros(4), torch.full((4,), -100.0)
     log = PairLog(zero, margins, zero, logps, logps, zero + 0.25, torch.arange(4))
-    metrics = step_metrics(log)
+    metrics = step_metrics(log, beta=1.0)
     assert metrics["rewards/accuracies"] == metrics["rewards/all_beaten"] == 0.5
     for pair, won in enumerate((0.5, 0.5, 1, 0)):
-        assert (
-            step_metrics(PairLog(*(column[[pair]] for column in log)))["rewards/accuracies"] == won
-        )
+        one = PairLog(*(column[[pair]] for column in log))
+        for beta in (0.01, 1.0, 100.0):  # rewards are that many times the log-ratios
+            scaled = one._replace(chosen_rewards=beta * one.chosen_rewards)
+            assert step_metrics(scaled, beta)["rewards/accuracies"] == won
 
 
 def test_the_logged_loss_is_the_weighted_one_that_was_minimised():
     loss, weights, zero = torch.tensor([1.0, 3.0]), torch.tensor([0.75, 0.25]), torch.zeros(2)
     log = PairLog(loss, zero, zero, zero, zero, weights, torch.tensor([0, 1]))
-    assert step_metrics(log)["loss"] == pytest.approx(0.75 + 0.75)
+    assert step_metrics(log, beta=1.0)["loss"] == pytest.approx(0.75 + 0.75)
 
 
 def part(first, count, **more):

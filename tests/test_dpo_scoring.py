@@ -176,7 +176,7 @@ def test_at_step_0_of_a_shuffled_run_rewards_are_0_and_the_loss_is_ln_2(shuffle,
         result = dpo_loss(logps[chosen], logps[rejected], anchors[chosen], anchors[rejected])
         log = (*result, logps[chosen], logps[rejected], batch.weights, batch.questions)
         logs.append(StepLog(PairLog(*(column.detach() for column in log))))
-    metrics = step_metrics(StepLog.joined(logs).pairs)
+    metrics = step_metrics(StepLog.joined(logs).pairs, beta=0.1)
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert metrics["rewards/chosen"] == pytest.approx(0, abs=1e-5)
     assert metrics["rewards/rejected"] == pytest.approx(0, abs=1e-5)

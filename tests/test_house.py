@@ -212,7 +212,7 @@ def test_every_loss_and_metric_is_explained():
     for formula in FORMULAS.values():
         assert f"[`{formula.__name__}`]" in text
     log = PairLog(*torch.zeros(7, 1))
-    for name in [*step_metrics(log), "anchor", "grad_norm", "learning_rate"]:
+    for name in [*step_metrics(log, 1.0), "anchor", "grad_norm", "learning_rate"]:
         assert f"`{name}`" in text, name
 
 

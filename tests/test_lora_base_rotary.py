@@ -12,7 +12,7 @@ from dpo.evaluation.generate import Drawing, answers
 from lora import rotary_by_rows
 
 PROMPT = (1, 5, 6)
-# With the prompt 5, 12, 13, 27 and 42 tokens are fed: the window of 12 ends behind the second.
+# With the prompt 5, 12, 13, 27 and 42 tokens are fed: the window of 12 ends after the second.
 ANSWERS = [tuple(range(10, 10 + n)) for n in (3, 10, 11, 25, 40)]
 
 

@@ -64,7 +64,7 @@ def test_an_explicit_prompt_has_the_same_ids(tokenizer, asked, good, bad):
 
 @pytest.mark.parametrize("asked, good, bad", TEXTS)
 def test_a_conversation_has_the_same_ids_up_to_its_stop_token(tokenizer, asked, good, bad):
-    """TRL also scores what the template puts behind the stop token, here a line break.
+    """TRL also scores what the template puts after the stop token, here a line break.
 
     A model that generates stops at the stop token: what follows is never its choice, so that it is
     not scored here. It is the same in both answers, and would only add noise to the margin.

@@ -203,7 +203,7 @@ def test_a_timestamp_that_no_calendar_has_is_named_with_its_file(refused, tmp_pa
         number = 2**30 if name == "day" else 2**60
         odd = pyarrow.array([number], f"int{kind.bit_width}").cast(kind)
         pyarrow.parquet.write_table(pyarrow.table(rows | {name: odd}), tmp_path / "odd.parquet")
-        assert "odd.parquet could not be read behind row 0" in refused(data="odd.parquet")
+        assert "odd.parquet could not be read after row 0" in refused(data="odd.parquet")
 
 
 def test_a_pipe_or_a_folder_where_a_file_should_be_is_named(refused, tmp_path):
@@ -439,7 +439,7 @@ def test_an_adapter_that_a_last_step_has_ruined_is_not_saved(
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-def test_a_text_leaves_room_for_what_a_model_writes_behind_its_prompt(tokenizer):
+def test_a_text_leaves_room_for_what_a_model_writes_after_its_prompt(tokenizer):
     """Of 512 positions 48 are for samples, or as many as anchors have, but never more than half."""
     for config, limit, longest in (
         (Config(), 512, 464), (Config(anchor_tokens=100), 512, 412), (Config(), 60, 30),

@@ -451,7 +451,9 @@ def test_a_log_that_comes_a_step_later_has_the_same_lines(run, monkeypatch):
     seen, accumulate, step_metrics = [], train.accumulate, dpo.step_metrics
     monkeypatch.setattr(train, "Training", Late)
     monkeypatch.setattr(train, "accumulate", lambda *a: seen.append("made") or accumulate(*a))
-    monkeypatch.setattr(dpo, "step_metrics", lambda log: seen.append("logged") or step_metrics(log))
+    monkeypatch.setattr(
+        dpo, "step_metrics", lambda log, beta: seen.append("logged") or step_metrics(log, beta)
+    )
     late = run("late", **settings)
     after_each = [0, 1, 2, 1, 0, 2, 0, 2]
     assert seen == [one for count in after_each for one in ["made", *["logged"] * count]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data.encode import EncodedQuestion
+from data.encode import EncodedQuestion, stop_of
 from data.trees import Tokens
 
 PROMPTS_AT_ONCE = 32
@@ -126,7 +126,7 @@ def samples(
     """Return what samples.json holds: both answers to the first few of these questions."""
     some = [questions[i] for i in range(min(SAMPLES, len(questions)))]
     prompts = [q.prompt for q in some]
-    pairs = side_by_side(model, reference, tokenizer, prompts, some[0].chosen[-1])
+    pairs = side_by_side(model, reference, tokenizer, prompts, stop_of(questions))
     return [
         {
             "prompt": readable(tokenizer.decode(prompt, skip_special_tokens=True)),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data.encode import EncodedQuestion
+from data.encode import EncodedQuestion, stop_of
 from dpo.evaluation.dial import Point
 from dpo.evaluation.drift import PROMPTS, Drift, change, kl_to_reference
 from dpo.evaluation.generate import AsReference
@@ -49,7 +49,7 @@ def drift_of(model: Any, reference: AsReference, on: MeasuredOn, old: Scores, ne
     """
     questions, texts = on
     some = [questions[i] for i in range(min(PROMPTS, len(questions)))]
-    kl = kl_to_reference(model, reference, [q.prompt for q in some], some[0].chosen[-1])
+    kl = kl_to_reference(model, reference, [q.prompt for q in some], stop_of(questions))
     every = [paragraph for kind in texts.values() for paragraph in kind]
     return Drift(
         *kl, *change(questions, old, new), perplexity(every, old), perplexity(every, new),

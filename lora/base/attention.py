@@ -22,7 +22,7 @@ from transformers.masking_utils import eager_mask
 from lora.base.layers import decoder_layers
 
 NAME, TRIAL = "by_hand", "both"  # among the ways of attention that transformers knows
-WIDTHS = 2  # of a head: longer rows keep no P, which is then larger than Q, K and V
+WIDTHS = 2  # of a head: longer rows keep no P, which grows with the square of a row
 QUERIES = 256  # of long rows, at once
 NEAR = 1e-4  # relative, in float32, where rounding is a hundred times less
 
