@@ -4,14 +4,16 @@ Nothing is guessed here: a column of marks is read only where its values name th
 are scores or ranks by name. Where they could mean either answer, the reading is refused.
 """
 
+import itertools
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from data import names
 from data.cells import Cell
 from data.question import DataError
-from data.sample import Sample, opposed, value_of
+from data.sample import NUMBER, Sample, opposed, value_of
 
 Columns = dict[str, tuple[str, ...]]  # role -> its columns; of several the texts are joined
 Values = tuple[str, ...]  # of a winner's column: what stands for the first answer, the second, ...
@@ -52,6 +54,8 @@ def find_answers(
     graded = None
     if not alone and not paired and (every or not pairs):
         graded = _graded(sample, asked, values, free)
+    if pairs and not paired:
+        _check_order(sample, pairs, free)
     if pairs:
         return graded if graded and len(graded.columns["answers"]) == 1 else pairs
     single = None if of_lists or paired else _single(sample, asked, free)
@@ -73,12 +77,23 @@ def _pairs(sample: Sample, asked: Columns, free: Sequence[str]) -> Form | None:
     more = [n for n in free if names.stem(n)[1] and names.says(names.stem(n)[0], names.BAD)]
     if "rejected" not in asked and (more := [n for n in more if n not in columns["rejected"]]):
         columns["rejected"] += tuple(more)  # `rejected_2` and on
-    if several_answers(sample, free) and all(map(sample.marks, (c[0] for c in columns.values()))):
+    if all(_points(sample, columns[role][0], free) for role in ("chosen", "rejected")):
         return None  # they say which of other columns is meant
     if names.plain(columns["chosen"][0]) in names.TRUTHFULQA["chosen"] and "correct" not in asked:
         correct = sample.first(names.TRUTHFULQA["correct"], free)
         columns |= {"correct": (correct,)} if correct else {}
     return Form("pairs", columns)
+
+
+def _points(sample: Sample, column: str, free: Sequence[str]) -> bool:
+    """Tell whether a column's values are no answers, and say which of several others is meant."""
+    ways = several_answers(sample, free)
+    told = {key_of_value(value) for value in sample.values(column)}
+    return bool(ways) and (
+        sample.marks(column)
+        or any(names_authors(sample, column, _authors(answers, free)) for answers in ways)
+        or any(None not in _places(told, answers).values() for answers in ways)
+    )
 
 
 def _beside_rejected(sample: Sample, free: Sequence[str]) -> str | None:
@@ -245,7 +260,84 @@ def _single(sample: Sample, asked: Columns, free: Sequence[str]) -> Form | None:
     alike = [*named, *(n for n in alike if set(names.words(n)) & names.OVERALL), *alike]
     if not label and alike:
         label = (alike[0],)
+        _check_labels(sample, alike, free)
     return Form("single", {"completion": answer, "label": label}) if answer and label else None
+
+
+def _check_order(sample: Sample, pairs: Form, free: Sequence[str]) -> None:
+    """Refuse pairs whose rejected answers mostly have the better grades, by their names.
+
+    Raises:
+        DataError: with both columns, and how to say which answers are the better ones.
+    """
+    graded = names.SCORES | names.RANKS
+
+    def of(side: frozenset[str]) -> dict[frozenset[str], str]:
+        found = {name: set(names.words(name)) for name in free}
+        return {
+            frozenset(said - side): name for name, said in found.items()
+            if said & side and names.grades("_".join(said - side), graded)
+        }  # fmt: skip
+
+    good, bad = of(names.GOOD), of(names.BAD)
+    for what in good.keys() & bad.keys():
+        columns = [value_of_all(sample, side[what]) for side in (good, bad)]
+        apart = [a - b for a, b in zip(*columns, strict=True) if a is not None and b is not None]
+        if what & names.RANKS:
+            apart = [-number for number in apart]
+        against = sum(number < 0 for number in apart)
+        if against > sum(number > 0 for number in apart):
+            chosen, rejected = pairs.columns["chosen"][0], pairs.columns["rejected"][0]
+            raise DataError(
+                f"{good[what]!r} is the worse one in {against} of {len(apart)} rows, beside "
+                f"{bad[what]!r}; say which answers are the better ones: "
+                f"{names.flag(f'chosen={chosen},rejected={rejected}')}, or the other way round: "
+                f"{names.flag(f'chosen={rejected},rejected={chosen}')}"
+            )
+
+
+def value_of_all(sample: Sample, column: str) -> list[float | None]:
+    """Return the numbers of a column; None where there is none."""
+    found = [value_of(row, column) for row in sample.rows]
+    return [float(v) if re.fullmatch(NUMBER, str(v).strip()) else None for v in found]
+
+
+def _check_labels(sample: Sample, alike: Sequence[str], free: Sequence[str]) -> None:
+    """Refuse a label of answers that another one mostly turns round, among answers of a prompt.
+
+    Raises:
+        DataError: with both, and how to say which is to be read.
+    """
+    label, *others = dict.fromkeys(alike)
+    prompt = sample.first(names.PROMPTS, free)
+    if set(names.words(label)) & names.OVERALL or not prompt:
+        return
+    prompts = [str(value_of(row, prompt)) for row in sample.rows]
+    orders = {name: _worth(sample, name) for name in (label, *others)}
+    for other in others:
+        agree = 0
+        for i, j in itertools.combinations(range(len(prompts)), 2):
+            if prompts[i] == prompts[j]:
+                apart = (orders[label][i] - orders[label][j]) * (
+                    orders[other][i] - orders[other][j]
+                )
+                agree += (apart > 0) - (apart < 0)
+        if agree < 0:
+            raise DataError(
+                f"{label!r} and {other!r} disagree about which answer is better; say which to "
+                f"read: {names.flag(f'label={label}')} or {names.flag(f'label={other}')}"
+            )
+
+
+def _worth(sample: Sample, column: str) -> list[float]:
+    """Return what a column of labels says of each row; NaN where it says nothing."""
+    rank, found = bool(set(names.words(column)) & names.RANKS), []
+    for row in sample.rows:
+        try:
+            found.append(Cell("", column, value := value_of(row, column)).number(value, rank))
+        except DataError:
+            found.append(math.nan)
+    return found
 
 
 # Which of several answers won
@@ -258,6 +350,15 @@ def _authors(answers: tuple[str, ...], free: Sequence[str]) -> tuple[str, ...]:
     found = {names.stem(n)[1]: n for n in by_model}
     named = tuple(found[suffix] for suffix in wanted if suffix in found)
     return named if len(answers) > 1 and len(named) == len(answers) else ()
+
+
+def names_authors(sample: Sample, column: str, named: tuple[str, ...]) -> bool:
+    """Tell whether each value of a column is the name of an author in the same row, or a tie."""
+    rows = [(row, value_of(row, column)) for row in sample.rows]
+    told = [(row, value) for row, value in rows if value and not names.is_tie(str(value))]
+    return bool(named and told) and all(
+        value in [value_of(row, name) for name in named] for row, value in told
+    )
 
 
 def _winner(
@@ -313,13 +414,15 @@ def _meaning(
     values = sample.values(name)
     if not values or not all(isinstance(v, str | int | float) for v in values):
         return None
+    if names_authors(sample, name, named):  # who may be called `Model A`, wherever they stand
+        return {}
+    if not sample.marks(name) and sample.repeats(name, answers):
+        return {}
     told = {key_of_value(v) for v in values if not names.is_tie(str(v))}
     numbers = [float(v) for v in told if re.fullmatch(r"-?\d+(\.\d+)?", v)]
     if names.plain(name) in names.SIGNED and len(numbers) == len(told):
-        if min(numbers, default=0) < 0:
-            return {"-": 0, "+": 1}
-        if names.plain(name) == "preference_strength":
-            return None  # how much better, and of which answer nobody says
+        # Without a number below 0 nobody says of which answer it is how much better.
+        return {"-": 0, "+": 1} if min(numbers, default=0) < 0 else None
     if any(set(names.words(v)) & names.WORSE for v in told):
         return None
     if len(answers) == 1:  # a place in a list
@@ -334,7 +437,7 @@ def _meaning(
             return letters
         return {} if sample.repeats(name, answers) else None
     suffixes = [names.stem(answer)[1] for answer in answers]
-    places = {value: _place(value, answers, suffixes) for value in told}
+    places = _places(told, answers)
     if told and not any(isinstance(v, bool) for v in values):  # true of which one?
         known = {value: place for value, place in places.items() if place is not None}
         if told == {"1"} and suffixes == ["1", "2"]:
@@ -345,6 +448,12 @@ def _meaning(
         return {"1": 0, "0": 1}  # SHP: `labels` is 1 where A is preferred
     by_name = named and told <= {key_of_value(v) for n in named for v in sample.values(n)}
     return {} if by_name or sample.repeats(name, answers) else None
+
+
+def _places(told: Iterable[str], answers: tuple[str, ...]) -> dict[str, int | None]:
+    """Return which answer each value names, if it names one."""
+    suffixes = [names.stem(answer)[1] for answer in answers]
+    return {value: _place(value, answers, suffixes) for value in told}
 
 
 def _place(value: str, answers: tuple[str, ...], suffixes: list[str]) -> int | None:
@@ -365,6 +474,10 @@ def _place(value: str, answers: tuple[str, ...], suffixes: list[str]) -> int | N
 
 def unclear(sample: Sample, name: str, answers: tuple[str, ...]) -> str:
     """Say that a winner's values could mean either answer, and how to say which."""
+    objects = [value for value in sample.values(name) if isinstance(value, Mapping)]
+    if keys := [key for value in objects[:1] for key in value if isinstance(value[key], str)]:
+        path = names.flag(f"winner={name}.{keys[0]}")
+        return f"{name!r} holds objects; name the value in them that says which answer won: {path}"
     told = sorted({key_of_value(v)[:20] for v in sample.values(name)})[:4]
     first, second = "the first of them", "the second"
     if len(answers) > 1:

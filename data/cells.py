@@ -16,10 +16,11 @@ ROLES = {
     "chatgpt": "assistant", "model": "assistant", "ai": "assistant", "observation": "tool",
     "function": "tool",
 }  # fmt: skip
-AS_PYTHON = re.compile(r"\s*(array\()?\s*(\[\s*)?\{\s*'(role|content|from|value)'\s*:")
-AS_JSON = re.compile(r'\s*(\[\s*)?\{\s*"(role|content|from|value)"\s*:')
+AS_PYTHON = re.compile(r"\s*(array\()?\s*(\[\s*)?\{\s*'\w+'\s*:")
+AS_JSON = re.compile(r'\s*(\[\s*)?\{\s*"')
+WHO, WHAT = ("role", "from"), ("content", "value", "text", "tool_calls")  # keys of a message
 KEPT = ("tool_calls", "reasoning_content", "tool_call_id", "name")  # of a message, besides its text
-UNREAD = ("function_call", "images", "audio")
+UNREAD = ("function_call", "images", "audio", "videos", "reasoning_details", "thinking_blocks")
 
 
 class Cell:
@@ -40,7 +41,7 @@ class Cell:
             raise self.wrong(f"{type(value).__name__} where text is needed")
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise self.wrong("half a surrogate pair, which is no text")
-        if value[:1] in "[{a \n" and AS_PYTHON.match(value):
+        if value[:1] in "[{a \n" and AS_PYTHON.match(value) and _names_a_message(value):
             raise self.wrong("messages written as Python text; keep them as lists, or as JSON")
         return value
 
@@ -59,8 +60,8 @@ class Cell:
         role = message.get("role", message.get("from"))
         content = message.get("content", message.get("value", message.get("text")))
         extra = without_nulls({key: message[key] for key in KEPT if message.get(key)})
-        if message.get("reasoning"):
-            extra.setdefault("reasoning_content", message["reasoning"])
+        if thought := message.get("reasoning") or message.get("thinking"):
+            extra.setdefault("reasoning_content", thought)
         self._check_extra(extra)
         if unread := [key for key in UNREAD if message.get(key)]:
             raise self.wrong(f"a message with {unread[0]!r} cannot be read; put it in 'content'")
@@ -85,7 +86,10 @@ class Cell:
             raise self.wrong("reasoning_content is a text")
 
     def _parts(self, parts: list[Any]) -> str:
-        texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+        texts = [
+            part.get("text") if isinstance(part, dict) and _is_text(part) else part
+            for part in parts
+        ]
         said = [text for text in texts if isinstance(text, str)]
         if len(said) < len(parts):
             raise self.wrong("a part of a message that is no text")
@@ -97,13 +101,14 @@ class Cell:
         `listed`: texts are JSON lists of texts. A list of several is a conversation of unknown
         roles, and gives ().
         """
-        if isinstance(value, str) and value[:1] in "[{ \n":
-            if listed or AS_JSON.match(value):
-                found = self._unpacked(value)
-                messages = found if isinstance(found, list) else [found]
-                value = found if listed or all(map(is_message, messages)) else value
-            if listed and isinstance(value, list):
-                return self.text(value[0]) if len(value) == 1 else ()
+        if listed and isinstance(value, str):
+            texts = self._texts(value)
+            return texts[0] if len(texts) == 1 else ()
+        if isinstance(value, str) and value[:1] in "[{ \n" and AS_JSON.match(value):
+            found = self._unpacked(value)
+            messages = found if isinstance(found, list) else [found]
+            says = all(is_message(m) and set(WHAT) & m.keys() for m in messages)
+            value = found if says else value
         if isinstance(value, dict):
             value = value["messages"] if isinstance(value.get("messages"), list) else value
         if isinstance(value, dict):
@@ -115,6 +120,13 @@ class Cell:
             alone = len(value) == 1 and isinstance(value[0], str)
             return self.text(value[0]) if alone else self.turns(value)
         return self.text(value)
+
+    def _texts(self, text: str) -> list[str]:
+        """Return the texts of a JSON list; null is an empty one."""
+        found = self._unpacked(text)
+        if not isinstance(found, list):
+            raise self.wrong("a JSON list of texts is needed, as in the other rows")
+        return [self.text(item) for item in found]
 
     def _unpacked(self, text: str) -> Any:
         """Return the value of JSON, or the text that it is not."""
@@ -132,8 +144,7 @@ class Cell:
             text = self.value.strip().removesuffix(";")
             return list(text.split(";")) if text else []
         if listed and isinstance(self.value, str):
-            items = self._unpacked(self.value)
-            return [self.text(item) for item in items] if isinstance(items, list) else [items]
+            return [*self._texts(self.value)]
         if not isinstance(self.value, list | tuple):
             return [self.said(self.value)]
         if self.value and all(isinstance(item, dict) for item in self.value):
@@ -182,7 +193,17 @@ def shortly(value: Any) -> str:
 
 def is_message(value: Any) -> bool:
     """Tell whether an object is a message of a conversation."""
-    return isinstance(value, Mapping) and bool({"role", "from"} & value.keys())
+    return isinstance(value, Mapping) and bool(set(WHO) & value.keys())
+
+
+def _names_a_message(text: str) -> bool:
+    """Tell whether a text names who speaks and what is said, as Python would write a message."""
+    return all(any(f"'{key}'" in text for key in keys) for keys in (WHO, WHAT))
+
+
+def _is_text(part: Mapping[str, Any]) -> bool:
+    """Tell whether a part of a message is text by its type, if it names one."""
+    return "text" in str(part.get("type", "text"))
 
 
 def _is_call(call: Any) -> bool:

@@ -22,12 +22,13 @@ from data.answers import (
     Values,
     find_answers,
     key_of_value,
+    names_authors,
     several_answers,
     unclear,
     winner_columns,
 )
 from data.question import DataError
-from data.sample import Sample, value_of
+from data.sample import Sample, begins, value_of
 
 ROLES = (
     "prompt", "system", "history", "tools", "category", "chosen", "rejected", "correct", "answers",
@@ -179,10 +180,17 @@ def _listed(sample: Sample, columns: Columns) -> tuple[str, ...]:
         DataError: one has lists written as Python does.
     """
     texts = [name for role in TEXTS for name in columns.get(role, ())]
+    listed = []
     for name in texts:
-        if sample.all_texts(name, "['", "']"):
-            raise DataError(f"{name!r} holds lists written as Python text; keep them as JSON lists")
-    return tuple(name for name in texts if sample.all_texts(name, '["', '"]'))
+        as_json, otherwise = sample.text_lists(name)
+        values = len(sample.values(name))
+        if values > 1 and as_json + otherwise > 0.9 * values:
+            if otherwise:
+                raise DataError(
+                    f"{name!r} holds lists written as Python text; keep them as JSON lists"
+                )
+            listed.append(name)
+    return tuple(listed)
 
 
 def _repeated(sample: Sample, columns: Columns) -> bool:
@@ -194,7 +202,7 @@ def _repeated(sample: Sample, columns: Columns) -> bool:
     for row in sample.rows:
         prompt, *answers = (value_of(row, name) for name in (*columns["prompt"], *sides))
         if isinstance(prompt, str) and prompt and all(isinstance(a, str) for a in answers):
-            hits.append(all(answer.startswith(prompt) for answer in answers))
+            hits.append(all(begins(answer, prompt) for answer in answers))
     return sum(hits) > 0.9 * len(hits) and len(hits) > 0
 
 
@@ -207,7 +215,10 @@ def _silent(
         DataError: one holds text that differs, or pictures.
     """
     used = {*_used(columns), *unread, *form.named}
-    others = [name for name in sample.columns if name not in used]
+    others = [
+        name for name in sample.columns
+        if name not in used and not names_authors(sample, name, form.named)
+    ]  # fmt: skip
     paths = [path for several in columns.values() for path in several]
     tops = dict.fromkeys(p.partition(".")[0] for p in paths if p not in sample.columns)
     objects = [(top, v) for top in tops for v in sample.values(top) if isinstance(v, Mapping)]
@@ -234,7 +245,7 @@ def unclaimed(holding: Sequence[str], columns: Columns, sample: Sample) -> str:
     if len(holding) > 1:
         verb, them, are = ("hold", "them", "they are")
     said = f"{quoted(holding)} {verb} text that no role claims, and an answer may rest on {them}; "
-    odd = [name for name in holding if set(name) & set(",+=")]
+    odd = [name for name in holding if not name.strip() or set(name) & set(",+=")]
     if odd:
         return f"{said}rename {quoted(odd)}, whose name --columns cannot spell"
     prompt = columns.get("prompt", ())
@@ -302,7 +313,7 @@ def _advice(sample: Sample, free: Sequence[str]) -> str:
     """Say how a person can tell the better answers from the others; never a way to invert them."""
     ways, judging = several_answers(sample, free), winner_columns(free)
     for answers in ways:
-        marking = [n for n in judging if n not in answers and not sample.mostly(n, (list, dict))]
+        marking = [n for n in judging if n not in answers and not sample.mostly(n, list)]
         if marking:
             return unclear(sample, marking[0], answers)
         said = names.flag(f"answers={'+'.join(answers)},winner=COLUMN")

@@ -269,14 +269,17 @@ def _settle_single(rows: Sequence[Preference]) -> list[Parsed]:
             notes.append(Note(REPEATED, p.place))
         grades[answer].add(p.grades[0])
         first.setdefault(answer, p)
-    notes += [Note(CONTRADICTED, first[a].place) for a, said in grades.items() if len(said) > 1]
-    sure = {answer: min(said) for answer, said in grades.items() if len(said) == 1}
+    # Of two raters' grades the mean counts; good and bad at once is a contradiction.
+    labels = set().union(*grades.values()) <= {0.0, 1.0}
+    unsure = [answer for answer, said in grades.items() if labels and len(said) > 1]
+    notes += [Note(CONTRADICTED, first[answer].place) for answer in unsure]
+    sure = {a: sum(said) / len(said) for a, said in grades.items() if a not in unsure}
     if len(set(sure.values())) < 2:
         notes += [Note(UNPAIRED, first[answer].place) for answer in sure]
         return [(replace(rows[0], grades=(), rejected=()), notes)]
     best = max(sure.values())
     top = [answer for answer, grade in sure.items() if grade == best]
-    one = _Joined(first[top[0]])
+    one = _Joined(replace(first[top[0]], grades=(best,)))
     one.grades = {answer: grade for answer, grade in sure.items() if grade < best}
     one.correct = dict.fromkeys(top[1:], best)
     one.graded = len(set(sure.values())) > 2

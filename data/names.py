@@ -103,7 +103,7 @@ def plain(name: str) -> str:
 def words(name: str) -> list[str]:
     """Return the words of a name; `nonPreferred` and `non_preferred` are one."""
     parted = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", name)
-    return re.findall(r"[a-z0-9]+", re.sub(r"\b(non|dis|un)_", r"\1", plain(parted)))
+    return re.findall(r"[^\W_]+", re.sub(r"\b(non|dis|un)_", r"\1", plain(parted)))
 
 
 def says(name: str, side: frozenset[str]) -> bool:
@@ -157,7 +157,9 @@ def beside(name: str, short: bool = True) -> bool:
     found = words(name)
     if len(found) > 1 and len(found[-1]) == 1:  # `score_A`, `root_id_2`
         found.pop()
-    if plain(name) in SIGNED or not found:
+    if plain(name) in SIGNED:
         return True
+    if not found:  # of no letter: what it holds must say what it is
+        return False
     marked = bool(found[-1] in ABOUT or set(found) & (ABOUT_ANYWHERE | SCORES | RANKS))
     return marked or (short and found[-1] in SIDE)

@@ -20,7 +20,7 @@ from data.question import (
     Preference,
     Turn,
 )
-from data.sample import value_of
+from data.sample import begins, value_of
 
 Parsed = tuple[Preference | None, list[Note]]
 Cells = dict[str, list[Cell]]  # role -> the values that it has in a row
@@ -79,7 +79,7 @@ def parse_row(place: str, row: Mapping[str, Any], form: Form) -> Parsed:
         return None, notes
     history = turns[:asked]
     if "history" in cells:
-        history = (*_history(cells["history"][0]), *history)
+        history = _with_earlier(history, _history(cells["history"][0]))
     if "system" in cells:
         history = _with_system(history, cells["system"][0])
     preference = Preference(
@@ -121,8 +121,10 @@ def _cells(place: str, row: Mapping[str, Any], form: Form) -> Cells:
 
 
 def _after(prompt: str, side: Side) -> Side:
-    """Return what an answer's text says after the prompt that it repeats."""
-    return side.removeprefix(prompt) if isinstance(side, str) else side
+    """Return what an answer's text says after the prompt that it repeats, up to white space."""
+    if not isinstance(side, str) or side.startswith(prompt) or not begins(side, prompt):
+        return side.removeprefix(prompt) if isinstance(side, str) else side
+    return side.lstrip().removeprefix(prompt.strip())
 
 
 def _pair(cells: Cells, form: Form) -> Answers:
@@ -176,13 +178,15 @@ def _winner(cell: Cell, sides: Sequence[Side], row: Mapping[str, Any], form: For
         if place >= len(sides):
             raise cell.wrong(f"there are only {len(sides)} answers")
         return place
-    if value is None or not said or is_tie(said) or form.ties:
+    if value is None or not said:
         return None
     named = [row.get(name) for name in form.named] if form.named else list(sides)
     if form.named and named.count(value) > 1:
         return None  # one author of both
-    if not means and value in named:
+    if not means and value in named:  # before its words are looked at: an answer may say "neither"
         return named.index(value)
+    if is_tie(said) or form.ties:
+        return None
     raise cell.wrong("it names none of the answers")
 
 
@@ -246,6 +250,23 @@ def _history(cell: Cell) -> Turns:
     return tuple(turns)
 
 
+def _with_earlier(history: Turns, earlier: Turns) -> Turns:
+    """Put turns of a column of their own before the others, unless they are there already.
+
+    A system message stays the first one.
+    """
+    first = 1 if history and history[0].role == "system" else 0
+    system, rest = history[:first], history[first:]
+    if earlier and _said(earlier) in (_said(rest[: len(earlier)]), _said(history[: len(earlier)])):
+        return history
+    return (*system, *earlier, *rest)
+
+
+def _said(turns: Turns) -> list[tuple[str, str]]:
+    """Return who says what in some turns, up to white space."""
+    return [(turn.role, turn.text.strip()) for turn in turns]
+
+
 def _tools(cell: Cell) -> str:
     """Read the functions that a model may call, as one JSON list; "": there is none."""
     tools = cell.value
@@ -275,7 +296,9 @@ def _split(prompt: Side | None, found: Answers) -> tuple[Turns, list[tuple[str, 
     None stands for an answer that is no turn of the assistant's.
     """
     sides = found.sides
-    if isinstance(prompt, str) and all(isinstance(side, str) for side in sides):
+    if isinstance(prompt, str) and (whole := _transcripts(prompt, sides)):
+        sides, prompt = whole, _asking(_hh(prompt)) or None
+    elif isinstance(prompt, str) and all(isinstance(side, str) for side in sides):
         turns = _asking(_hh(prompt)) or (Turn("user", prompt),)
         return turns, [(str(side), "") for side in sides]
     if prompt is None and all(isinstance(side, str) for side in sides):
@@ -311,7 +334,7 @@ def _split(prompt: Side | None, found: Answers) -> tuple[Turns, list[tuple[str, 
 
 def _without(before: Turns, given: Turns) -> Turns:
     """Drop turns before an answer that repeat the prompt, or its last turns, up to white space."""
-    said, known = ([(t.role, t.text.strip()) for t in turns] for turns in (before, given))
+    said, known = _said(before), _said(given)
     return () if said and known[-len(said) :] == said else before
 
 
@@ -328,6 +351,22 @@ def _hh(text: str) -> Turns:
     roles = {"Human": "user", "Assistant": "assistant"}
     named = zip(parts[1::2], parts[2::2], strict=True)
     return tuple(Turn(roles[name], said.strip()) for name, said in named)
+
+
+def _transcripts(prompt: str, sides: Sequence[Side]) -> list[Turns]:
+    """Return answers beside a prompt that are transcripts, or go on with one; [] if they do not.
+
+    "Human: ..." stands in the prompt and again in the answers, or "Assistant: ..." in the answers
+    alone.
+    """
+    texts = [side for side in sides if isinstance(side, str)]
+    if all(re.match(r"\s*Assistant:", text) for text in texts):
+        texts = [f"{prompt.rstrip()}\n\n{text.strip()}" for text in texts]
+    whole = [_hh(text) for text in texts]
+    asked = _said(_asking(_hh(prompt)) or _hh(f"{prompt}\n\nAssistant:")[:-1])
+    asked = asked or [("user", prompt.strip())]
+    fits = [turns and _said(turns)[-1 - len(asked) : -1] == asked for turns in whole]
+    return whole if len(texts) == len(sides) and all(fits) else []
 
 
 def _shared_opening(texts: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """The first rows of a source, column by column: what tells columns apart."""
 
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from data import names
 from data.question import DataError
 
-MARK = r"\s*([a-zA-Z]|\d{1,3}|(model|response|answer)_?[a-z0-9])\s*"
+MARK = r"(?i)\s*([a-z]|\d{1,3}|(model|response|answer)[_ ]?[a-z0-9])\s*"
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 
 
@@ -19,6 +20,11 @@ def value_of(row: Mapping[str, Any], path: str) -> Any:
     first, _, rest = path.partition(".")
     inside = row.get(first)
     return value_of(inside, rest) if isinstance(inside, Mapping) else None
+
+
+def begins(answer: str, prompt: str) -> bool:
+    """Tell whether an answer's text begins with its prompt's, up to white space around them."""
+    return answer.startswith(prompt) or answer.lstrip().startswith(prompt.strip())
 
 
 class Sample:
@@ -133,11 +139,17 @@ class Sample:
             for v in first
         )
 
-    def all_texts(self, column: str, begin: str, end: str) -> bool:
-        """Tell whether all values, two or more, are texts that begin and end so."""
-        values = self.values(column)
-        fits = (isinstance(v, str) and v.startswith(begin) and v.endswith(end) for v in values)
-        return len(values) > 1 and all(fits)
+    def text_lists(self, column: str) -> tuple[int, int]:
+        """Count texts that are JSON lists of texts, and those that look like another's lists."""
+        as_json = otherwise = 0
+        for value in self.values(column):
+            if isinstance(value, str) and re.fullmatch(r"\s*\[.*\]\s*", value, re.DOTALL):
+                try:
+                    items = json.loads(value)
+                    as_json += all(item is None or isinstance(item, str) for item in items)
+                except (ValueError, RecursionError):
+                    otherwise += bool(re.match(r"\s*\[\s*['\"]", value))
+        return as_json, otherwise
 
 
 def _disagree(items: Sequence[Mapping[str, Any]], one: str, other: str) -> bool:

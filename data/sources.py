@@ -202,6 +202,11 @@ def _csv(path: Path, wanted: list[str] | None) -> Iterator[Placed]:
 
 
 def _record(place: str, names: list[str], cells: list[str]) -> Row | DataError:
+    if len(names) == 1 and (mark := re.search(r"[;|\t]", names[0])):
+        return DataError(
+            f"{place}: the columns are separated by {mark[0]!r}, as {names[0]!r:.60} says; save "
+            "them with commas"
+        )
     if len(cells) != len(names):
         return DataError(
             f"{place}: {len(cells)} cells under {len(names)} columns "

@@ -22,13 +22,15 @@ MARK = rf"(?:<{PIPE}[\w\u2581]+{PIPE}?>|<\w+{PIPE}>|<start_of_turn>|<extra_id_\d
 ROLE = r"(?:system|developer|user|human|assistant|model)\b"
 TEMPLATED = re.compile(
     rf"\s*(?:\[gMASK\])?(?:<s>|<bos>|<sop>|{MARK})?\s*"
-    rf"(?:{MARK}\s*{ROLE}|<{PIPE}{ROLE}{PIPE}>|\[INST\])",
+    rf"(?:{MARK}\s*{ROLE}|<{PIPE}{ROLE}{PIPE}>|\[INST\]|###\s*(?:human|user):)",
     re.IGNORECASE,
 )
 ASKS = re.compile(
-    r"(?:###\s*(?:response|assistant|answer|output):|(?-i:\bASSISTANT:)|\[/INST\])\s*$",
+    r"(?:###\s*(?:response|assistant|answer|output):|(?-i:\bASSISTANT:)"
+    r"|\n(?-i:Assistant:)|\[/INST\])\s*$",
     re.IGNORECASE,
 )
+OURS = re.compile(r"\s*Question:.*\nAnswer:\s*", re.DOTALL)  # what the plain template writes
 ENDED = re.compile(rf"(?:<{PIPE}[\w\u2581]+{PIPE}>|</s>|<end_of_turn>|<eos>)\s*$")
 
 
@@ -53,7 +55,7 @@ def render(
     """
     formats = (text.prompt_format, text.answer_format)
     if text.template in ("plain", "chat") and not any(formats):
-        _check_untemplated(preference)
+        _check_untemplated(preference, text.template)
     if text.template == "chat":
         return render_chat(
             preference, tokenizer, text, frame or chat_frame(tokenizer, text.template_kwargs)
@@ -107,9 +109,11 @@ def _unknown_marks(prompt: str, answers: Sequence[str], tokenizer: Any) -> list[
     return [m for m in found if tokenizer.convert_tokens_to_ids(m) in (None, known)]
 
 
-def _check_untemplated(preference: Preference) -> None:
+def _check_untemplated(preference: Preference, template: str) -> None:
     prompt, chosen = preference.prompt, preference.chosen
     asks, ends = ASKS.search(prompt[-60:]), ENDED.search(chosen[-60:])
+    if template == "plain" and OURS.fullmatch(prompt):
+        asks = re.search("Answer:", prompt[-60:])
     if TEMPLATED.match(prompt) or asks or ends:
         shown = ends[0].strip() if ends else asks[0].strip() if asks else prompt.strip()[:30]
         raise DataError(

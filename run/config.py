@@ -560,7 +560,8 @@ def _run_folder(resume: str, output_dir: str | None) -> Path:
     if resume and output_dir and Path(output_dir).resolve() not in path.resolve().parents:
         if Path(output_dir).resolve() != path.resolve():
             raise UsageError(f"--resume {resume} is no part of --output-dir {output_dir}; give one")
-    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    parents = {path.name: path.parent, path.parent.name: path.parent.parent}
+    run = parents.get("checkpoints", path)  # of the folder of checkpoints, or of one of them
     if resume and not run.is_dir():
         raise UsageError(f"--resume {resume}: there is no such folder")
     return run

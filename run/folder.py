@@ -55,6 +55,9 @@ def claimed(
         except BlockingIOError:
             made = []
             raise UsageError(f"{flag} {folder} is in use by another run") from None
+        there = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        if resume and there and not (folder / "config.yaml").is_file():
+            raise UsageError(f"--resume: {folder} is no run, since it has no config.yaml")
         if not resume and any(folder.iterdir()):
             ways = "name another or remove it first"
             if flag == "--output-dir":

@@ -53,11 +53,12 @@ def command(argv: list[str]) -> None:
     if args.base == "dequantized" and (folder / "config.yaml").is_file():
         quantise = parse(["--config", str(folder / "config.yaml")]).quantize
     dtype = getattr(torch, args.merge_dtype) if args.merge_dtype else None
-    stop = None
+    stop, tokenizer = None, None
     if adapter != folder and (folder / "config.yaml").is_file():
         config = replace(inputs.finished_run(folder).config, model=str(base), revision=None)
-        stop = data.stop_id(*inputs.load_tokenizer(config))
-    rounding, difference = merge_from_files(base, adapter, output, dtype, quantise, stop)
+        tokenizer, text = inputs.load_tokenizer(config)
+        stop = data.stop_id(tokenizer, text)
+    rounding, difference = merge_from_files(base, adapter, output, dtype, quantise, stop, tokenizer)
     print(
         f"Merged into {output}: {rounding.changed:.0%} of the patched weights moved; rounding "
         f"changed their deltas by {rounding.error:.0%}; {difference.found:.2g} nats a token from "
@@ -127,10 +128,12 @@ def merge_from_files(
     dtype: torch.dtype | None = None,
     quantise: Quantise = "none",
     stop: int | None = None,
+    tokenizer: Any = None,
 ) -> tuple[lora.Rounding, Difference]:
     """Merge an adapter into the files of its base and check the result; see `lora.merge_files`.
 
-    The merged model's generation ends at the token `stop` as well, if there is one.
+    The merged model's generation ends at the token `stop` as well, if there is one, and its
+    tokenizer is the run's own, which may have another chat template than the base's.
 
     Raises:
         ModelError: as `lora.merge_files`, or the merged model is not base + adapter. Nothing is
@@ -140,8 +143,8 @@ def merge_from_files(
 
     def check(merged: Path) -> None:
         cpu, stored = torch.device("cpu"), lora.stored_dtype(merged)
-        tokenizer, _ = lora.load_tokenizer(str(base))
-        texts = [tuple(tokenizer(prompt).input_ids) for prompt in PROMPTS]
+        plain, _ = lora.load_tokenizer(str(base))
+        texts = [tuple(plain(prompt).input_ids) for prompt in PROMPTS]
         # Every token is an answer of its own, so that no two differences cancel.
         tokens = [(ids[:i], [ids[i : i + 1]]) for ids in texts for i in range(1, len(ids))]
         whole = lora.load_base(str(base), cpu, lora.stored_dtype(base), quantise=quantise)
@@ -152,6 +155,8 @@ def merge_from_files(
         _, difference = policy.compared(lora.load_base(str(merged), cpu, stored).model, stored)
         difference.check("the merged model", "nothing was written")
         found.append(difference)
+        if tokenizer:
+            tokenizer.save_pretrained(merged)
         end_at(merged, stop)
 
     return lora.merge_files(base, adapter, output, dtype, quantise, check), found[0]
@@ -169,7 +174,7 @@ def write_merged(
     stop, merged = data.stop_id(tokenizer, config.text_settings(tokenizer)), run / "merged"
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         files = base.folder, run / "adapter", merged
-        return merge_from_files(*files, dtype=stored, stop=stop)[0]
+        return merge_from_files(*files, dtype=stored, stop=stop, tokenizer=tokenizer)[0]
     rounding = lora.merge_rounding(model, stored)
     lora.save_merged(lora.merge_lora(model, stored), tokenizer, merged)
     end_at(merged, stop)

@@ -138,7 +138,8 @@ def publish(
             commit = api.create_commit(repo, operations, commit_message=message)
         except Exception as error:
             again = f"python -m run publish {shlex.quote(str(run.folder))} {repo}"
-            again += " --adapter-only" * (adapter_only and run.config.merge) + " --update" * update
+            flags = {"private": private, "adapter-only": adapter_only, "update": update}
+            again += "".join(f" --{name}" for name, given in flags.items() if given)
             raise _explained(error, repo, f"{again} goes on from there") from error
     print(f"Published:  {commit.repo_url.url}")
     return str(commit.repo_url.url)

@@ -174,7 +174,10 @@ REFUSED = {
     "open-quote.csv": (f'{HEADER}Why?,"Yes,No\n', "not a valid CSV .*check the quotes"),
     "text-after-quote.csv": (f'{HEADER}"Why"?,Yes,No\n', "line 2: not a valid CSV"),
     "twice.csv": ("prompt,chosen,chosen,rejected\nWhy?,a,b,c\n", "two columns are called 'chosen'"),
-    "semicolons.csv": ("prompt;chosen;rejected\nWhy?;Yes;No\n", "'prompt;chosen;rejected' do not tell"),
+    "semicolons.csv": ("prompt;chosen;rejected\nWhy?;Yes;No\n", "line 2: .* separated by ';'"),
+    "semicolons-and-commas.csv": (
+        "prompt;chosen;rejected\nWhy, now?;Yes, it is;No\n", "line 2: .* separated by ';'"
+    ),
     "no-header.csv": ("Why?,Yes,No\n", "the columns 'Why\\?', 'Yes', 'No'"),
     "no-rejected.csv": ("prompt,chosen\nWhy?,Yes\n", "do not tell the chosen"),
     "messages-as-python.csv": (

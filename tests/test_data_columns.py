@@ -378,3 +378,90 @@ def test_a_flag_or_a_number_of_pictures_stops_nobody(name, value):
     assert columns(row | {name: value}) == columns(row)
     with pytest.raises(DataError, match="'image' may hold pictures"):
         form(row | {"image": "bat.png"})
+
+
+@pytest.mark.parametrize("name", ["背景", "Контекст", "", "--"])
+def test_a_name_in_any_script_hides_no_text(name):
+    row = {key: value for key, value in CONTEXT.items() if key != "context"}
+    assert f"{name!r} holds text" in refused(row | {name: "Bats fly."})
+    assert form(row | {name: 3}).kind == "pairs"  # as the index that pandas writes
+
+
+def by(first, second, won):
+    """Two answers, who wrote them, and the author of the better one."""
+    return {**ANSWERS, "prompt": "Why?", "model_a": first, "model_b": second, "winner": won}
+
+
+def test_the_names_of_a_rows_own_authors_come_before_places():
+    """Answer B is better in both rows; its author is called `model_a` in the first."""
+    shuffled = by("model_b", "model_a", "model_a"), by("model_a", "model_b", "model_b")
+    found = form(*shuffled)
+    assert (found.winner, found.named) == ({}, ("model_a", "model_b"))
+    places = by("gpt", "llama", "model_b"), by("llama", "gpt", "model_a")
+    assert form(*places).winner == {"a": 0, "b": 1, "model_a": 0, "model_b": 1}
+
+
+@pytest.mark.parametrize(
+    "chosen, rejected",
+    [("gpt", "llama"), ("Response A", "Response B"), ("a", "b"), ("response_a", "response_b")],
+)
+def test_columns_that_point_at_other_answers_are_no_answers(chosen, rejected):
+    row = {k: v for k, v in by("gpt", "llama", "").items() if k != "winner"}
+    found = form(row | {"chosen": chosen, "rejected": rejected})
+    assert found.columns["answers"] == ("response_a", "response_b")
+    assert found.columns["winner"] == ("chosen",)
+
+
+@pytest.mark.parametrize("name", ["overall_preference", "preference_strength"])
+def test_a_sign_that_is_never_below_zero_is_asked_for(name):
+    rows = [{"prompt": "Why?", **ANSWERS, name: number} for number in (1, 2)]
+    assert f"{name!r} has the values 1, 2" in refused(*rows)
+    assert form(*rows, rows[0] | {name: -1}).winner == {"-": 0, "+": 1}
+
+
+@pytest.mark.parametrize(
+    "good, bad, better, worse",
+    [("score_chosen", "score_rejected", 8, 2), ("chosen-rating", "rejected-rating", "4.5", "3"),
+     ("rank_chosen", "rank_rejected", 1, 2)],
+)  # fmt: skip
+def test_grades_that_mostly_turn_the_pairs_round_are_refused_with_both_ways_on(
+    good, bad, better, worse
+):
+    row = {"prompt": "Why?", "chosen": "Yes", "rejected": "No"}
+    right = row | {good: better, bad: worse}
+    wrong = row | {good: worse, bad: better}
+    assert form(right, right, wrong).kind == "pairs"  # as noise of people has it
+    said = refused(right, wrong, wrong)
+    assert f"{good!r} is the worse one in 2 of 3 rows, beside {bad!r}" in said
+    assert "--columns chosen=chosen,rejected=rejected, or the other way round" in said
+    given = "chosen=rejected,rejected=chosen"
+    assert said.endswith(given) and columns(wrong, given=given)["chosen"] == ("rejected",)
+
+
+def test_labels_that_mostly_turn_round_another_grade_are_refused():
+    """Among answers to one prompt: 1 stands for toxic here."""
+    rows = [
+        {"prompt": "Why?", "response": text, "label": label, "reward": reward}
+        for text, label, reward in (("Yes", 0, 3.1), ("No", 1, -2.0))
+    ]
+    assert "'label' and 'reward' disagree" in refused(*rows)
+    assert columns(*rows, given="label=reward")["label"] == ("reward",)
+    assert columns(*({**row, "label": 1 - row["label"]} for row in rows))["label"] == ("label",)
+
+
+def test_the_value_that_names_the_better_answer_within_an_object_is_named():
+    row = {"prompt": "Why?", **ANSWERS, "preference": {"selected": "left"}}
+    assert "--columns winner=preference.selected" in refused(row)
+    assert columns(row, given="winner=preference.selected")["winner"] == ("preference.selected",)
+
+
+@pytest.mark.parametrize("odd", ["[]", "[null]", '["No", null]', ' [ "No" ]', "No"])
+def test_one_odd_cell_leaves_a_column_of_lists_what_it_is(odd):
+    rows = [{"prompt": "Why?", "chosen": "Yes", "rejected": '["No", "Never"]'}] * 19
+    assert form(*rows, rows[0] | {"rejected": odd}).listed == ("rejected",)
+
+
+@pytest.mark.parametrize("odd", ["""["It isn't", 'No']""", "['No'\n 'Never']", """['No', "a's"]"""])
+def test_lists_as_python_writes_them_are_refused_beside_those_of_json(odd):
+    rows = [{"prompt": "Why?", "chosen": "Yes", "rejected": '["No", "Never"]'}] * 19
+    assert "lists written as Python text" in refused(*rows, rows[0] | {"rejected": odd})

@@ -353,6 +353,8 @@ def test_a_tokenizer_without_stop_token_is_refused():
         ("<|start_header_id|>user<|end_header_id|>\n\nWhy?", "Yes"),
         ("Below is an instruction.\n\n### Instruction:\nWhy?\n\n### Response:\n", "Yes"),
         ("USER: Why? ASSISTANT:", "Yes"),
+        ("User: Why?\nAssistant:", "Yes"),
+        ("### Human: Why?### Assistant:", "Yes"),
         ("Why?", "Yes<|im_end|>\n"),
         ("Why?", "Yes</s>"),
         ("Why?", "Yes<end_of_turn>"),
@@ -538,3 +540,11 @@ def test_the_stop_token_is_the_one_that_most_answers_end_with():
     questions = encode(said, tokenizer, TextSettings("raw")).questions
     assert questions[0].chosen[-1] == tokenizer.convert_tokens_to_ids("<|end|>")
     assert stop_of(questions) == tokenizer.eos_token_id
+
+
+def test_what_the_plain_template_would_write_is_not_written_twice():
+    tokenizer = small_tokenizer(chat_template=CHAT_TEMPLATE)
+    p = Preference("Question: Why?\nAnswer:", "Yes", ("No",), place="x.jsonl, line 7")
+    with pytest.raises(DataError, match="line 7: the text looks templated already .'Answer:'"):
+        one(p, tokenizer, "plain")
+    assert "Question: Why?\nAnswer:" in tokenizer.decode(one(p, tokenizer, "chat").prompt)

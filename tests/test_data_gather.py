@@ -123,6 +123,12 @@ def test_a_single_answer_of_two_grades_contradicts_itself():
     assert question.rejected == () and notes == [(CONTRADICTED, "line 1")]
 
 
+def test_of_several_raters_of_an_answer_the_mean_counts():
+    question, notes = single(("Yes", 5), ("Hm", 3), ("Yes", 4), ("No", 1), ("No", 2))
+    assert (question.answers, question.grades) == (("Yes", "Hm", "No"), (4.5, 3, 1.5))
+    assert notes == []
+
+
 def test_single_answers_of_one_grade_alone_have_nothing_to_compare_with():
     question, notes = single(("Yes", 1), ("Sure", 1))
     assert question.rejected == ()

@@ -526,3 +526,85 @@ def test_what_stands_beside_a_prompt_within_its_object_is_not_lost():
     assert read(row, "input.context=-")[0].prompt == "Why?"
     form = recognise(list(row), [row], "input.context=-")
     assert form.wanted(["input", "chosen", "rejected"]) == ["input", "chosen", "rejected"]
+
+
+def test_a_transcript_beside_its_prompt_is_no_answer():
+    """As the whole conversation, and as what goes on after the prompt."""
+    said = {
+        "chosen": "\n\nHuman: Why?\n\nAssistant: Yes",
+        "rejected": "\n\nHuman: Why?\n\nAssistant: No",
+    }
+    goes_on = {"chosen": "\n\nAssistant: Yes", "rejected": "\n\nAssistant: No"}
+    for row in (
+        {"prompt": "Why?", **said},
+        {"prompt": "\n\nHuman: Why?", **goes_on},
+    ):
+        p, notes = read(row)
+        assert (p.prompt, p.chosen, p.rejected, notes) == ("Why?", "Yes", ("No",), [])
+    p, _ = read({"prompt": "Say 'Assistant: hi'.", "chosen": "Assistant: hi", "rejected": "No"})
+    assert p.chosen == "Assistant: hi"  # one answer alone says it
+
+
+def test_an_answer_that_repeats_its_prompt_may_differ_in_white_space():
+    exact = {"prompt": "Why?", "chosen": "Why? Yes", "rejected": "Why? No"}
+    row = {"prompt": " Why? ", "chosen": "Why? Yes", "rejected": "Why? No"}
+    p, _ = read(row, first_rows=[exact, row])
+    assert (p.chosen, p.rejected) == (" Yes", (" No",))
+
+
+def test_earlier_turns_that_are_there_already_are_not_read_twice():
+    earlier = [user("Hi"), assistant("Hello")]
+    whole = {
+        "prompt": "Why?", "chosen": [*earlier, user("Why?"), assistant("Yes")],
+        "rejected": [*earlier, user("Why?"), assistant("No")],
+    }  # fmt: skip
+    given = (Turn("user", "Hi"), Turn("assistant", "Hello"))
+    for row in (
+        whole | {"history": earlier},
+        {
+            "messages": [*earlier, user("Why?")],
+            "history": [["Hi", "Hello"]],
+            "chosen": "Yes",
+            "rejected": "No",
+        },
+        {"prompt": "Why?", "history": [["Hi", "Hello"]], "chosen": "Yes", "rejected": "No"},
+    ):
+        assert read(row)[0].history == given
+    row = {"prompt": [SYSTEM, user("Why?")], "history": earlier, "chosen": "Yes", "rejected": "No"}
+    assert read(row)[0].history == (Turn("system", "Be brief."), *given)
+
+
+def test_what_a_model_thought_is_kept_or_refused():
+    row = {"prompt": "Why?", "chosen": [assistant("Yes", thinking="Hm.")], "rejected": "No"}
+    assert json.loads(read(row)[0].extras[0]) == {"reasoning_content": "Hm."}
+    for more in ({"reasoning_details": [{"text": "Hm."}]}, {"videos": ["a.mp4"]}):
+        with pytest.raises(DataError, match="cannot be read; put it in 'content'"):
+            read(row | {"chosen": [assistant("Yes", **more)]})
+    image = {"type": "image_url", "text": "", "image_url": "a.png"}
+    with pytest.raises(DataError, match="a part of a message that is no text"):
+        read(row | {"prompt": [user([{"type": "text", "text": "Why?"}, image])]})
+
+
+def test_messages_kept_as_text_are_known_whatever_key_comes_first():
+    chosen = json.dumps([{"id": 1, **user("Why?")}, {"id": 2, **assistant("Yes")}])
+    rejected = json.dumps([{"id": 1, **user("Why?")}, {"id": 2, **assistant("No")}])
+    p, _ = read({"prompt": "Why?", "chosen": chosen, "rejected": rejected})
+    assert (p.prompt, p.chosen, p.rejected) == ("Why?", "Yes", ("No",))
+    with pytest.raises(DataError, match="written as Python text"):
+        read({"prompt": "Why?", "chosen": str(json.loads(chosen)), "rejected": rejected})
+    for text in ('{"from": "Bonn", "to": "Ulm"}', "{'name': 'Ann', 'role': 'admin'}"):
+        assert read({"prompt": "Why?", "chosen": text, "rejected": "No"})[0].chosen == text
+
+
+def test_the_better_answers_own_text_may_sound_like_a_tie():
+    row = {"prompt": "Why?", "response_1": "Both are equal.", "response_2": "Heads.",
+           "preferred_response": "Both are equal."}  # fmt: skip
+    p, notes = read(row)
+    assert (p.chosen, p.rejected, notes) == ("Both are equal.", ("Heads.",), [])
+
+
+def test_a_text_in_a_column_of_lists_is_a_bad_row():
+    rows = [{"prompt": "Why?", "chosen": "Yes", "rejected": '["No"]'}] * 19
+    bad = rows[0] | {"rejected": "No"}
+    with pytest.raises(DataError, match="a JSON list of texts is needed"):
+        read(bad, first_rows=[*rows, bad])

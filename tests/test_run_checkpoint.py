@@ -73,9 +73,9 @@ def counted(monkeypatch):
     def counted(stop):
         real = dpo.step_metrics
 
-        def count(log):
+        def count(log, beta):
             stop.steps += 1
-            return real(log)
+            return real(log, beta)
 
         monkeypatch.setattr(dpo, "step_metrics", count)
         return stop
@@ -556,6 +556,13 @@ def test_a_resume_that_cannot_be_is_refused(argv, complaint):
         parse(argv)
 
 
+def test_a_folder_that_is_no_run_is_not_gone_on_with(tmp_path):
+    (tmp_path / "README.md").write_text("Mine.\n")
+    with pytest.raises(UsageError, match=r"--resume: .* is no run, since it has no config.yaml"):
+        train.run(parse(["--resume", str(tmp_path)]))
+    assert (tmp_path / "README.md").read_text() == "Mine.\n" and len([*tmp_path.iterdir()]) == 1
+
+
 def test_resume_takes_its_settings_from_the_run(tmp_path):
     point = tmp_path / "run" / "checkpoints" / "step-00000003"
     point.mkdir(parents=True)
@@ -563,6 +570,7 @@ def test_resume_takes_its_settings_from_the_run(tmp_path):
     for argv in (
         ["--resume", str(tmp_path / "run")],
         ["--resume", str(point)],
+        ["--resume", str(point.parent)],
         ["--resume", "--output-dir", str(tmp_path / "run")],
     ):
         config = parse([*argv, "--epochs", "5"])

@@ -244,9 +244,9 @@ def test_a_run_of_recorded_steps_learns_what_a_run_does(run, request):
 def test_a_run_of_recorded_steps_goes_on_with_its_own_buckets(run, recorded, monkeypatch, tmp_path):
     whole, stop, metrics = run("whole", dropout=0.3), After(1), dpo.step_metrics
 
-    def counted(log):
+    def counted(log, beta):
         stop.steps += 1
-        return metrics(log)
+        return metrics(log, beta)
 
     monkeypatch.setattr(dpo, "step_metrics", counted)
     with pytest.raises(Stopped):

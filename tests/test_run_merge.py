@@ -142,6 +142,18 @@ def test_generation_ends_where_the_answers_of_a_chat_did(tmp_path, capsys):
         assert said.replace("ends", "end") in capsys.readouterr().out
 
 
+def test_a_run_merged_from_its_files_keeps_its_own_chat_template(tmp_path):
+    make(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "adapter").rename(tmp_path / "run" / "adapter")
+    own = "{# mine #}" + CHAT_TEMPLATE
+    (tmp_path / "own.jinja").write_text(own)
+    Config(chat_template=str(tmp_path / "own.jinja")).save(tmp_path / "run" / "config.yaml")
+    assert main(["merge", str(tmp_path / "run"), "--output", str(tmp_path / "merged")]) == 0
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.chat_template == own
+
+
 @pytest.mark.parametrize(
     "settings, ends",
     [({"eos_token_id": [1, 7]}, [1, 7]), ({"eos_token_id": 1}, [1, 7]), ({"top_k": 3}, [7]),

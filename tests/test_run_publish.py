@@ -273,6 +273,10 @@ def test_a_hub_that_misbehaves_while_files_are_sent_ends_in_a_line_and_the_comma
         said = command(finished, "ann/tuned"), capsys.readouterr().err
         assert said[0] == 1 and again in said[1] and said[1].count("\n") == 1, (path, answer)
         assert account.commits == []
+    account.odd = {"api/repos/create": never}
+    assert command(finished, "ann/tuned", "--private") == 1
+    again = f"{finished} ann/tuned --private goes on from there"
+    assert again in capsys.readouterr().err  # or else what is private would become public
     assert command(finished, "ann/tuned") == 0 and len(account.commits) == 1
 
 
