@@ -89,7 +89,7 @@ def _points(sample: Sample, column: str, free: Sequence[str]) -> bool:
     """Tell whether a column's values are no answers, and say which of several others is meant."""
     ways = several_answers(sample, free)
     told = {key_of_value(value) for value in sample.values(column)}
-    return bool(ways) and (
+    return bool(ways and told) and (
         sample.marks(column)
         or any(names_authors(sample, column, _authors(answers, free)) for answers in ways)
         or any(None not in _places(told, answers).values() for answers in ways)
@@ -281,22 +281,25 @@ def _check_order(sample: Sample, pairs: Form, free: Sequence[str]) -> None:
 
     good, bad = of(names.GOOD), of(names.BAD)
     for what in good.keys() & bad.keys():
-        columns = [value_of_all(sample, side[what]) for side in (good, bad)]
+        columns = [_numbers(sample, side[what]) for side in (good, bad)]
         apart = [a - b for a, b in zip(*columns, strict=True) if a is not None and b is not None]
         if what & names.RANKS:
             apart = [-number for number in apart]
         against = sum(number < 0 for number in apart)
         if against > sum(number > 0 for number in apart):
-            chosen, rejected = pairs.columns["chosen"][0], pairs.columns["rejected"][0]
-            raise DataError(
+            chosen, rejected = (pairs.columns[role] for role in ("chosen", "rejected"))
+            as_named = names.flag(f"chosen={chosen[0]},rejected={'+'.join(rejected)}")
+            said = (
                 f"{good[what]!r} is the worse one in {against} of {len(apart)} rows, beside "
-                f"{bad[what]!r}; say which answers are the better ones: "
-                f"{names.flag(f'chosen={chosen},rejected={rejected}')}, or the other way round: "
-                f"{names.flag(f'chosen={rejected},rejected={chosen}')}"
+                f"{bad[what]!r}; say which answers are the better ones: {as_named}"
             )
+            if len(rejected) == 1:
+                turned = names.flag(f"chosen={rejected[0]},rejected={chosen[0]}")
+                said += f", or the other way round: {turned}"
+            raise DataError(said)
 
 
-def value_of_all(sample: Sample, column: str) -> list[float | None]:
+def _numbers(sample: Sample, column: str) -> list[float | None]:
     """Return the numbers of a column; None where there is none."""
     found = [value_of(row, column) for row in sample.rows]
     return [float(v) if re.fullmatch(NUMBER, str(v).strip()) else None for v in found]
@@ -312,17 +315,15 @@ def _check_labels(sample: Sample, alike: Sequence[str], free: Sequence[str]) -> 
     prompt = sample.first(names.PROMPTS, free)
     if set(names.words(label)) & names.OVERALL or not prompt:
         return
-    prompts = [str(value_of(row, prompt)) for row in sample.rows]
-    orders = {name: _worth(sample, name) for name in (label, *others)}
+    same: dict[str, list[int]] = {}  # rows of one prompt
+    for i, row in enumerate(sample.rows):
+        same.setdefault(str(value_of(row, prompt)), []).append(i)
+    pairs = [pair for rows in same.values() for pair in itertools.combinations(rows, 2)]
+    says = _worth(sample, label)
     for other in others:
-        agree = 0
-        for i, j in itertools.combinations(range(len(prompts)), 2):
-            if prompts[i] == prompts[j]:
-                apart = (orders[label][i] - orders[label][j]) * (
-                    orders[other][i] - orders[other][j]
-                )
-                agree += (apart > 0) - (apart < 0)
-        if agree < 0:
+        worth = _worth(sample, other)
+        products = [(says[i] - says[j]) * (worth[i] - worth[j]) for i, j in pairs]
+        if sum(p < 0 for p in products) > sum(p > 0 for p in products):
             raise DataError(
                 f"{label!r} and {other!r} disagree about which answer is better; say which to "
                 f"read: {names.flag(f'label={label}')} or {names.flag(f'label={other}')}"
