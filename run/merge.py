@@ -1,8 +1,9 @@
 """`python -m run merge`, and every check that a merged model is base + adapter."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from run.console import watch_answers
 from run.errors import UsageError
 from run.folder import check_name, write_json
 
+Finish = Callable[[Path], None]  # writes what else belongs into a folder of merged files
 PROMPTS = (
     "Question: What is the capital of France?\nAnswer: Paris is the capital of France.",
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
@@ -53,12 +55,12 @@ def command(argv: list[str]) -> None:
     if args.base == "dequantized" and (folder / "config.yaml").is_file():
         quantise = parse(["--config", str(folder / "config.yaml")]).quantize
     dtype = getattr(torch, args.merge_dtype) if args.merge_dtype else None
-    stop, tokenizer = None, None
+    finish: Finish | None = None
     if adapter != folder and (folder / "config.yaml").is_file():
         config = replace(inputs.finished_run(folder).config, model=str(base), revision=None)
         tokenizer, text = inputs.load_tokenizer(config)
-        stop = data.stop_id(tokenizer, text)
-    rounding, difference = merge_from_files(base, adapter, output, dtype, quantise, stop, tokenizer)
+        finish = partial(as_trained, tokenizer, data.stop_id(tokenizer, text))
+    rounding, difference = merge_from_files(base, adapter, output, dtype, quantise, finish)
     print(
         f"Merged into {output}: {rounding.changed:.0%} of the patched weights moved; rounding "
         f"changed their deltas by {rounding.error:.0%}; {difference.found:.2g} nats a token from "
@@ -127,13 +129,11 @@ def merge_from_files(
     output: Path,
     dtype: torch.dtype | None = None,
     quantise: Quantise = "none",
-    stop: int | None = None,
-    tokenizer: Any = None,
+    finish: Finish | None = None,
 ) -> tuple[lora.Rounding, Difference]:
     """Merge an adapter into the files of its base and check the result; see `lora.merge_files`.
 
-    The merged model's generation ends at the token `stop` as well, if there is one, and its
-    tokenizer is the run's own, which may have another chat template than the base's.
+    `finish` writes what else belongs into the new folder.
 
     Raises:
         ModelError: as `lora.merge_files`, or the merged model is not base + adapter. Nothing is
@@ -155,9 +155,8 @@ def merge_from_files(
         _, difference = policy.compared(lora.load_base(str(merged), cpu, stored).model, stored)
         difference.check("the merged model", "nothing was written")
         found.append(difference)
-        if tokenizer:
-            tokenizer.save_pretrained(merged)
-        end_at(merged, stop)
+        if finish:
+            finish(merged)
 
     return lora.merge_files(base, adapter, output, dtype, quantise, check), found[0]
 
@@ -174,11 +173,18 @@ def write_merged(
     stop, merged = data.stop_id(tokenizer, config.text_settings(tokenizer)), run / "merged"
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         files = base.folder, run / "adapter", merged
-        return merge_from_files(*files, dtype=stored, stop=stop, tokenizer=tokenizer)[0]
+        finish = partial(as_trained, tokenizer, stop)
+        return merge_from_files(*files, dtype=stored, finish=finish)[0]
     rounding = lora.merge_rounding(model, stored)
     lora.save_merged(lora.merge_lora(model, stored), tokenizer, merged)
     end_at(merged, stop)
     return rounding
+
+
+def as_trained(tokenizer: Any, stop: int | None, merged: Path) -> None:
+    """Give merged files the run's tokenizer, whose chat template may be its own, and its stop."""
+    tokenizer.save_pretrained(merged)
+    end_at(merged, stop)
 
 
 def end_at(merged: Path, stop: int | None) -> None:
