@@ -162,9 +162,10 @@ def test_the_graph_of_a_micro_batch_is_gone_before_the_next_one_is_made(run, mon
 
 
 def test_plain_rows_train_to_the_same_adapter_as_tries(run, monkeypatch):
-    tries = adapter(run("tries"))
+    """Without eq. (25): at the first step each c is 0, where rounding decides the slope of max."""
+    tries = adapter(run("tries", anchor_chosen=0.0))
     monkeypatch.setattr(dpo, "check_sharing", lambda *_: dpo.SelfCheck("logits", "for the test"))
-    assert same(tries, adapter(run("plain")), 1e-3)
+    assert same(tries, adapter(run("plain", anchor_chosen=0.0)), 1e-3)
 
 
 @pytest.mark.parametrize(
