@@ -122,8 +122,10 @@ def _cells(place: str, row: Mapping[str, Any], form: Form) -> Cells:
 
 def _after(prompt: str, side: Side) -> Side:
     """Return what an answer's text says after the prompt that it repeats, up to white space."""
-    if not isinstance(side, str) or side.startswith(prompt) or not begins(side, prompt):
-        return side.removeprefix(prompt) if isinstance(side, str) else side
+    if not isinstance(side, str) or not begins(side, prompt):
+        return side
+    if side.startswith(prompt):
+        return side.removeprefix(prompt)
     return side.lstrip().removeprefix(prompt.strip())
 
 
