@@ -150,7 +150,7 @@ def _uniform(prompt: Tokens, sampling: Sampling) -> np.ndarray:
 class Draw:
     """Draw each row's next token from softmax(z) by a number u that is given: inverse sampling.
 
-    The token is the first one whose cumulated probability is above u. All others become impossible.
+    The token is the first one whose cumulated probability is above u. It becomes the likeliest one.
     """
 
     def __init__(self, uniform: np.ndarray) -> None:  # (B x N, T)
@@ -160,7 +160,7 @@ class Draw:
         self.logps: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores (B x N, V) that leave one token of each row."""
+        """Return scores (B x N, V) of which the drawn token of each row is the largest."""
         u = torch.from_numpy(self.uniform[:, len(self.logps)]).to(scores.device, scores.dtype)
         likeliest = []
         for some, numbers in zip(scores.split(ROWS), u[:, None].split(ROWS), strict=True):
@@ -169,7 +169,7 @@ class Draw:
             token = torch.searchsorted(up_to, numbers * up_to[:, -1:], right=True)
             token.clamp_(max=some.shape[-1] - 1)
             likeliest.append(p.topk(min(WORDS, p.shape[-1])))
-            some.fill_(-torch.inf).scatter_(1, token, 0.0)
+            some.scatter_(1, token, torch.inf)
         self.words.append(torch.cat([top.indices for top in likeliest]))
         least = torch.finfo(scores.dtype).tiny  # where a probability is too small to be one
         self.logps.append(torch.cat([top.values for top in likeliest]).clamp(min=least).log())
