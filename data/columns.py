@@ -16,19 +16,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data import names
-from data.answers import (
-    Columns,
-    Form,
-    Values,
-    find_answers,
-    key_of_value,
-    names_authors,
-    several_answers,
-    unclear,
-    winner_columns,
-)
+from data.answers import find_answers, several_answers
+from data.form import Columns, Form, Values
 from data.question import DataError
 from data.sample import Sample, begins, value_of
+from data.winners import key_of_value, names_authors, unclear, winner_columns
 
 ROLES = (
     "prompt", "system", "history", "tools", "category", "chosen", "rejected", "correct", "answers",

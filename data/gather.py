@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.answers import Form
 from data.columns import describe, holds_text, late_column, recognise, text_in, unclaimed
+from data.form import Form
 from data.parse import Parsed, parse_row
 from data.question import (
     CONTRADICTED,

@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data.answers import Form, key_of_value
 from data.cells import Cell, Side, Turns, without_nulls
+from data.form import Form
 from data.names import RANKS, is_tie, plain, words
 from data.question import (
     EMPTY,
@@ -21,6 +21,7 @@ from data.question import (
     Turn,
 )
 from data.sample import begins, value_of
+from data.winners import key_of_value
 
 Parsed = tuple[Preference | None, list[Note]]
 Cells = dict[str, list[Cell]]  # role -> the values that it has in a row
