@@ -84,7 +84,7 @@ def loop(training: Training, optimizer: torch.optim.Optimizer) -> None:
 
 def train(job: Job, resumed: Checkpoint | None) -> None:
     """Do the whole job in its folder, from a checkpoint on if there is one."""
-    config = inputs.resolve_auto(job.config)
+    config = job.world.of_first(inputs.resolve_auto, job.config)
 
     # The questions, as token ids, some of them held out; and which pairs make which step.
     tokenizer, text = inputs.load_tokenizer(config)
@@ -141,7 +141,7 @@ def run(config: Config, stop: Stop | None = None, world: World = World()) -> Pat
     """Do the whole job and return the output folder."""
     inputs.prepare_libraries(compiling=config.compile == "on")
     if config.push_to_hub and world.first:
-        publish.check_access(config.push_to_hub)
+        publish.check_access(config.push_to_hub, private=config.private)
     with open_run(config, world) as (folder, resumed):
         train(Job(config, folder, world, stop or Stop(), Clock()), resumed)
     if config.push_to_hub and world.first and not config.plan:

@@ -141,8 +141,8 @@ def encode(
     pairs = columns.column("pairs").to_numpy()
     if not pairs.any():
         left = "; ".join(f"{reason}: {n}" for reason, (n, _) in count_notes(rows).items())
-        longer = f"; --max-length is {text.max_length} tokens" if TOO_LONG in left else ""
-        raise DataError(f"no question is left to train on: {left}{longer}")
+        most = f"; at most {text.max_length} tokens are read (--max-length)"
+        raise DataError(f"no question is left: {left}{most if TOO_LONG in left else ''}")
     return Encoding(
         Table(rows, partial(_as_encoded, every=text.pairs == "all"), np.flatnonzero(pairs)),
         int(columns.column("merges").to_numpy().sum()),

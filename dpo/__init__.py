@@ -7,7 +7,7 @@ from dpo.anchors import WORDS, Sampling, draw_anchors, policy_logps
 from dpo.evaluation.curves import curves_figure
 from dpo.evaluation.dial import STEPS, dial_figure, dial_rows, dial_sizes, largest_within
 from dpo.evaluation.drift import DRIFT_TOKENS, Drift, remark
-from dpo.evaluation.generate import Drawing, Sample, samples, side_by_side
+from dpo.evaluation.generate import Drawing, Sample, readable, samples, side_by_side
 from dpo.evaluation.measures import (
     Beliefs,
     Measure,

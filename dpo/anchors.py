@@ -16,18 +16,17 @@ anchors, k words, B prompts, N samples of each, T tokens at most.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessorList
 
 from data.batches import PairBatch
 from data.encode import Anchor
 from data.trees import Tokens
-from dpo.evaluation.generate import contiguous_head, keeps_cache, left_padded
+from dpo.evaluation.generate import as_it_is, contiguous_head, keeps_cache, left_padded
 from dpo.head import head_of, token_logits, token_logps
 from dpo.logps import over_paths, own_scores, predicting
 
@@ -126,7 +125,7 @@ def _drawn(
         given["past_key_values"] = cache
     draw = Draw(np.concatenate([_uniform(prompt, sampling) for prompt in prompts]))
     rows, seen = (x.repeat_interleave(n, 0) for x in (ids, mask))
-    with contiguous_head(model), _as_it_is(model):
+    with contiguous_head(model), as_it_is(model):
         out = model.generate(
             input_ids=rows, attention_mask=seen, max_new_tokens=sampling.tokens, do_sample=False,
             eos_token_id=stop, pad_token_id=stop, logits_processor=LogitsProcessorList([draw]),
@@ -174,13 +173,3 @@ class Draw:
         least = torch.finfo(scores.dtype).tiny  # where a probability is too small to be one
         self.logps.append(torch.cat([top.values for top in likeliest]).clamp(min=least).log())
         return scores
-
-
-@contextmanager
-def _as_it_is(model: Any) -> Iterator[None]:
-    """Within the block the model's own settings of generation, as a repetition penalty, are off."""
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own

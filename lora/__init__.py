@@ -18,7 +18,17 @@ from lora.base.checkpointing import layers_checkpointed
 from lora.base.compiling import layers_compiled, try_processor_ahead
 from lora.base.few_kernels import few_kernels
 from lora.base.fingerprint import base_hash, fingerprint
-from lora.base.folders import BUILTIN_HUB_ID, GEMMA_TERMS, builtin_path, folder_of
+from lora.base.folders import (
+    BUILTIN_HUB_ID,
+    GEMMA_TERMS,
+    INDEX,
+    NOTICES,
+    builtin_path,
+    copy_beside,
+    files_beside,
+    folder_of,
+    weight_files,
+)
 from lora.base.layers import decoder_layers
 from lora.base.loading import (
     Base,

@@ -107,13 +107,18 @@ def restore_adapter(model: nn.Module, copy: Sequence[Tensor]) -> None:
 @contextmanager
 def adapter_swapped(model: nn.Module, copy: Sequence[Tensor]) -> Iterator[None]:
     """Within the block the adapter is one from `copy_adapter`, in eval mode; nothing is copied."""
-    parameters = adapter_parameters(model)
+    with data_swapped(adapter_parameters(model), copy), _eval_mode(model):
+        yield
+
+
+@contextmanager
+def data_swapped(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
+    """Within the block each parameter holds another tensor; afterwards the one that it had."""
     current = [parameter.data for parameter in parameters]
     try:
-        for parameter, value in zip(parameters, copy, strict=True):
+        for parameter, value in zip(parameters, values, strict=True):
             parameter.data = value
-        with _eval_mode(model):
-            yield
+        yield
     finally:
         for parameter, value in zip(parameters, current, strict=True):
             parameter.data = value

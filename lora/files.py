@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PART = ".part"  # ends the name of what is being written beside
@@ -49,9 +49,10 @@ def whole(path: Path) -> Iterator[Path]:
         OSError: it cannot be written. Where the disk is full, it has the name `path`.
     """
     with writing(path):
+        made = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
-        new, old = scratch / path.name, scratch / f"{path.name}.old"
+        scratch = Path(tempfile.mkdtemp(prefix=".", suffix=PART, dir=path.parent))
+        new, old = scratch / path.name, scratch / PART
         try:
             yield new
             for written in (*new.rglob("*"), new):
@@ -64,6 +65,11 @@ def whole(path: Path) -> Iterator[Path]:
             if old.exists() and not path.exists():  # interrupted between the two
                 os.replace(old, path)
             shutil.rmtree(scratch, ignore_errors=True)
+            with suppress(OSError):
+                for (
+                    folder
+                ) in made:  # innermost first, as long as they are empty: nothing came of it
+                    folder.rmdir()
 
 
 @contextmanager

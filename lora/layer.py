@@ -20,8 +20,8 @@ class LoRALinear(nn.Module):
 
     B starts at zero, so that A B is zero and the policy starts as its reference, bit for bit. A
     starts random (Kaiming uniform): were both zero, neither would ever get a gradient. Both are
-    kept in float32 and cast to x's dtype in `forward`: bfloat16 has 8 bits, so that an update below
-    2^-9 of a weight would be lost.
+    kept in float32 and cast to x's dtype in `forward`: bfloat16 has 8 significant bits, and
+    would lose an update below 2^-9 of a weight.
 
     Args:
         base: the layer to wrap; its parameters are frozen.

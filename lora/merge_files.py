@@ -4,7 +4,6 @@ That needs little more memory than the largest shard.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lora.adapter import lora_layers
-from lora.base.folders import builtin_folder, model_folder
+from lora.base.folders import INDEX, builtin_folder, copy_beside, model_folder, weight_files
 from lora.base.loading import load_base, skeleton
 from lora.base.quantise import Quantise, requantised
 from lora.errors import ModelError, reading
@@ -23,9 +22,6 @@ from lora.files import whole_folder
 from lora.merging import merge_lora
 from lora.peft_format import load_adapter, read_adapter, saved_delta
 from lora.rounding import Rounding, RoundingSums, merge_rounding, stored_dtype
-
-INDEX = "model.safetensors.index.json"
-SIDE_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "NOTICE*", "LICENSE*")
 
 
 def merge_files(
@@ -59,13 +55,13 @@ def merge_files(
     patched = set(load_adapter(model, adapter))  # on the meta device: checks names and shapes
     layers = lora_layers(model)  # one at two places is stored under one name, or both
     config, tensors = read_adapter(adapter)
-    stored = {key.removesuffix(".weight") for shard in _shards(base) for key in _keys(shard)}
+    stored = {key.removesuffix(".weight") for shard in weight_files(base) for key in _keys(shard)}
     found = {layers[name] for name in patched & stored}
     if any(layer not in found for layer in layers.values()):  # files with names of another time
         return _merge_loaded(base, adapter, output, dtype, quantise, check)
     sums, total = RoundingSums(), 0
     with whole_folder(output) as new:
-        for shard in tqdm(_shards(base), "Merging", unit=" shards", disable=None):
+        for shard in tqdm(weight_files(base), "Merging", unit=" shards", disable=None):
             weights = {}
             for key, weight in _tensors(shard):
                 name = key.removesuffix(".weight")
@@ -74,7 +70,8 @@ def merge_files(
                 weights[key] = _added(trained, delta, dtype or weight.dtype, sums)
             total += sum(weight.nbytes for weight in weights.values())
             save_file(weights, new / shard.name, metadata={"format": "pt"})
-        _copy_side_files(base, new, dtype, total)
+        copy_beside(base, new)
+        _describe(base, new, dtype, total)
         check(new)
     return sums.result()
 
@@ -96,9 +93,7 @@ def _merge_loaded(
     rounding = merge_rounding(model, dtype)
     with whole_folder(output) as new:
         merge_lora(model, dtype).save_pretrained(new)
-        for file in (file for pattern in SIDE_FILES for file in base.glob(pattern)):
-            if file.name != INDEX and not (new / file.name).exists():
-                shutil.copyfile(file, new / file.name)
+        copy_beside(base, new)
         check(new)
     return rounding
 
@@ -107,6 +102,11 @@ def _added(weight: Tensor, delta: Tensor | None, dtype: torch.dtype, sums: Round
     """Return round(W + dW) in `dtype` and count its rounding; integers stay as they are."""
     if delta is None:
         return weight.to(dtype) if weight.is_floating_point() else weight
+    if weight.shape != delta.shape:
+        raise ModelError(
+            f"the base's files hold a weight of shape {tuple(weight.shape)} where its config.json "
+            f"promises {tuple(delta.shape)}; download the model again"
+        )
     merged = (weight.float() + delta).to(dtype)
     sums.add(weight, delta, merged)
     return merged
@@ -125,18 +125,6 @@ def base_of(adapter: Path) -> Path:
     return builtin_folder() if name == "builtin" else model_folder(name, config.get("revision"))
 
 
-def _shards(base: Path) -> list[Path]:
-    if (base / INDEX).is_file():
-        with reading(f"{base / INDEX} cannot be read"):
-            text = (base / INDEX).read_text(encoding="utf-8")
-            names = set(json.loads(text)["weight_map"].values())
-            outside = any(Path(name).name != name for name in names)
-        if outside:
-            raise ModelError(f"{base / INDEX} names files outside its folder")
-        return [base / name for name in sorted(names)]
-    return sorted(base.glob("*.safetensors"))
-
-
 def _keys(shard: Path) -> list[str]:
     with reading(f"{shard} cannot be read"), safe_open(shard, framework="pt") as file:
         return list(file.keys())
@@ -148,17 +136,14 @@ def _tensors(shard: Path) -> Iterator[tuple[str, Tensor]]:
             yield key, file.get_tensor(key)
 
 
-def _copy_side_files(base: Path, new: Path, dtype: torch.dtype | None, total: int) -> None:
-    """Copy tokenizer, generation settings and notices; write the configuration of a dense model."""
-    for pattern in SIDE_FILES:
-        for file in base.glob(pattern):
-            shutil.copyfile(file, new / file.name)
+def _describe(base: Path, new: Path, dtype: torch.dtype | None, total: int) -> None:
+    """Write the configuration of a dense model, and the index of its shards with their size."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     if dtype:
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config[key] = str(dtype).removeprefix("torch.")
     (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if (new / INDEX).is_file():
-        index = json.loads((new / INDEX).read_text(encoding="utf-8"))
+    if (base / INDEX).is_file():
+        index = json.loads((base / INDEX).read_text(encoding="utf-8"))
         index["metadata"] = {"total_size": total}
         (new / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

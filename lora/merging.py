@@ -27,7 +27,7 @@ def merge_lora(model: Any, dtype: torch.dtype | None = None) -> Any:
     """Replace every LoRALinear by its base layer with the delta added; return the model.
 
     The sum is float32 and rounded once. With `dtype`, the whole model is returned in it. Rounding
-    to bfloat16, which has 8 bits, loses deltas below 2^-9 of a weight; float32 keeps them.
+    to bfloat16 (8 significant bits) loses deltas below 2^-9 of a weight; float32 keeps them.
 
     A quantised base is dequantised as a whole, which gives the policy that was trained and
     evaluated; quantising the sum again would erase the adapter.

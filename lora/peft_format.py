@@ -30,6 +30,10 @@ ALWAYS = {  # settings of every adapter that is written here
 LARGEST = 1e30  # of a scale, so that its products are finite
 
 
+def _key(name: str, letter: str) -> str:
+    return f"{PREFIX}{name}.lora_{letter}.weight"
+
+
 def _is_rank(value: Any) -> bool:
     return type(value) is int and value >= 1
 
@@ -63,7 +67,8 @@ OPTIONAL: dict[str, Callable[[Any], bool]] = {  # may be null, too
 UNSUPPORTED = (
     "use_dora", "fan_in_fan_out", "modules_to_save", "layers_to_transform", "layers_pattern",
     "exclude_modules", "target_parameters", "trainable_token_indices", "lora_bias",
-    "layer_replication", "use_qalora", "alora_invocation_tokens", "megatron_config",
+    "layer_replication", "use_qalora", "alora_invocation_tokens", "megatron_config", "use_bdlora",
+    "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
 # ... or have a value that is not among these; the first is meant where there is none.
 PLAIN: dict[str, tuple[Any, ...]] = {
@@ -103,8 +108,10 @@ def save_adapter(
     }
     tensors = {}
     for name, layer in layers.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.A.detach().T.contiguous()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.B.detach().T.contiguous()
+        for letter, value in (("A", layer.A), ("B", layer.B)):
+            # a copy also of rank 1, and of a layer that stands at two places
+            copy = value.detach().T.clone(memory_format=torch.contiguous_format)
+            tensors[_key(name, letter)] = copy
     with whole_folder(Path(folder)) as new:
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -129,8 +136,13 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
     for name in names:
         layer: Any = model.get_submodule(name)
         rank, _ = patterns.of(name, *usual)
-        expected[f"{PREFIX}{name}.lora_A.weight"] = (rank, layer.in_features)
-        expected[f"{PREFIX}{name}.lora_B.weight"] = (layer.out_features, rank)
+        expected[_key(name, "A")] = (rank, layer.in_features)
+        expected[_key(name, "B")] = (layer.out_features, rank)
+        if rank > min(layer.in_features, layer.out_features):
+            raise ModelError(
+                f"{folder} has rank {rank} for {name}, whose weight is {layer.in_features} x "
+                f"{layer.out_features}; adapters of a larger rank than their weight are not read"
+            )
     actual = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     wrong = sorted(k for k in expected.keys() | actual.keys() if expected.get(k) != actual.get(k))
     if wrong:
@@ -145,8 +157,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
     add_lora(model, *usual, config.get("lora_dropout") or 0.0, names, patterns)
     with torch.no_grad():
         for name, layer in lora_layers(model).items():
-            layer.A.copy_(tensors[f"{PREFIX}{name}.lora_A.weight"].T)
-            layer.B.copy_(tensors[f"{PREFIX}{name}.lora_B.weight"].T)
+            layer.A.copy_(tensors[_key(name, "A")].T)
+            layer.B.copy_(tensors[_key(name, "B")].T)
     return names
 
 
@@ -159,8 +171,8 @@ def _check_shared(model: Any, names: Sequence[str], tensors: Mapping[str, Tensor
     first: dict[int, str] = {}
     for name in names:
         twin = first.setdefault(id(model.get_submodule(name).weight), name)
-        for end in ("lora_A.weight", "lora_B.weight"):
-            if not torch.equal(tensors[f"{PREFIX}{name}.{end}"], tensors[f"{PREFIX}{twin}.{end}"]):
+        for letter in "AB":
+            if not torch.equal(tensors[_key(name, letter)], tensors[_key(twin, letter)]):
                 raise ModelError(
                     f"the adapter differs between {twin} and {name}, which share one weight in "
                     "this model; train it again here"
@@ -170,7 +182,7 @@ def _check_shared(model: Any, names: Sequence[str], tensors: Mapping[str, Tensor
 def saved_delta(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """Return dW of one module of a saved adapter: (out, in) float32, scale (A B) transposed."""
     rank, alpha = _patterns(config).of(name, config["r"], config["lora_alpha"])
-    a, b = (tensors[f"{PREFIX}{name}.lora_{letter}.weight"].float().T for letter in "AB")
+    a, b = (tensors[_key(name, letter)].float().T for letter in "AB")
     delta: Tensor = (a @ b).T * (alpha / rank)
     return delta
 
@@ -197,7 +209,10 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ModelError: a file is missing or damaged, or a setting is missing or not supported.
     """
     if missing := next((n for n in (CONFIG, WEIGHTS) if not (folder / n).is_file()), None):
-        raise ModelError(f"{folder} is no adapter: {missing} is missing")
+        there = f"{missing} is missing" if folder.is_dir() else "there is no such folder"
+        inside = folder / "adapter"
+        meant = f"; it is a run's folder, of which {inside} is the adapter" * inside.is_dir()
+        raise ModelError(f"{folder} is no adapter: {there}{meant}")
     with reading(f"the adapter in {folder} cannot be read"):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
@@ -211,7 +226,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if value is not None and not fits(value):
             raise ModelError(f"{where}: {key!r} is {value!r:.60}, which is no value for it")
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
+        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
             kind = "is not finite" if tensor.is_floating_point() else f"is of {tensor.dtype}"
             raise ModelError(f"{folder / WEIGHTS}: {name} {kind}; save the adapter again")
     unsupported = [key for key in UNSUPPORTED if config.get(key)]

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lora.adapter import lora_layers
+from lora.base.folders import weight_files
 from lora.base.quantise import dense_weight
 from lora.merging import merged_weight
 
@@ -64,14 +65,15 @@ def allowed_difference(stored: torch.dtype, computed: torch.dtype, moved: float)
     `stored` is the dtype of the merged weights, `computed` the one in which both were scored, and
     `moved` the mean difference between base and base + adapter, in nats a token.
     """
-    least = max(BY_ROUNDING[stored], BY_ROUNDING[computed])
+    finest = BY_ROUNDING[torch.float32]  # float64 rounds less
+    least = max(BY_ROUNDING.get(dtype, finest) for dtype in (stored, computed))
     least /= 5 if computed == torch.float32 else 1
     return min(max(moved / 4, least), 5 * least)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """Return the dtype of a stored model's weights, by the largest tensor of its first shard."""
-    with safe_open(min(folder.glob("*.safetensors")), framework="pt") as file:
+    with safe_open(weight_files(folder)[0], framework="pt") as file:
         largest = max(file.keys(), key=lambda key: math.prod(file.get_slice(key).get_shape()))
         dtype: torch.dtype = file.get_tensor(largest).dtype
         return dtype

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from lora.adapter import adapter_parameters
+from lora.adapter import adapter_parameters, data_swapped
 
 
 @contextmanager
@@ -21,14 +21,8 @@ def adapter_scaled(model: nn.Module, factor: float) -> Iterator[None]:
     factors multiply.
     """
     parameters = adapter_parameters(model, "B")
-    current = [parameter.data for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.data = parameter.data * factor
+    with data_swapped(parameters, [parameter.data * factor for parameter in parameters]):
         yield
-    finally:
-        for parameter, value in zip(parameters, current, strict=True):
-            parameter.data = value
 
 
 @torch.no_grad()

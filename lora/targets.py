@@ -176,8 +176,8 @@ def check_ranks(layers: Mapping[str, nn.Linear], ranks: Mapping[str, int]) -> No
         patterns = {f"{n.rpartition('.')[2]}={largest[n]}" for n in small}
         raise ModelError(
             f"rank {ranks[small[0]]} does not fit a {first.in_features} x {first.out_features} "
-            f"layer; choose 1 to {min(largest.values())}, or for {small[0]} and its like "
-            f"--rank-pattern {' '.join(sorted(patterns))}"
+            f"layer; choose 1 to {min(largest.values())}, which fits all layers, or for {small[0]} "
+            f"and its like --rank-pattern {' '.join(sorted(patterns))}"
         )
 
 

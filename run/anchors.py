@@ -39,9 +39,12 @@ class Anchors:
         self._before = self.state  # of the run before it was interrupted, which had fewer steps
 
     def draw(
-        self, reference: Reference, world: World, train: Questions, steps: data.Steps, way: Way
-    ) -> Questions:
+        self, reference: Reference, world: World, train: Questions, steps: data.Steps, way: Way,
+        sharded: bool = False,
+    ) -> Questions:  # fmt: skip
         """Return the questions with anchors, where the steps train on them.
+
+        The processes share the prompts, or, where the base is `sharded`, make the same passes.
 
         Raises:
             UsageError: a resumed run had other anchors.
@@ -49,11 +52,12 @@ class Anchors:
         questions = train.select(steps.questions())
         stop = data.stop_of(questions)
         file = self._file(reference.hash, stop)
-        known = read_drawn(file)
+        known = world.of_first(read_drawn, file)
         prompts = [q.prompt for q in questions if prompt_key(q.prompt) not in known]
         if prompts:
             with reference.active(reference.model):
-                known |= self._drawn(reference.model, prompts, stop, world, way)
+                share = World() if sharded else world
+                known |= self._drawn(reference.model, prompts, stop, share, way)
             if world.first:
                 write_drawn(file, known)
         self.state = {"steps": steps.total, "fingerprint": fingerprint(known, questions)}

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
@@ -104,7 +104,16 @@ def save(run: Path, point: Checkpoint, keep: int, log: IO[Any]) -> None:
     with lora.whole_folder(run / "checkpoints" / f"step-{point.step:08d}") as new:
         (new / TENSORS).write_bytes(content)
         (new / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    for path in saved(run)[keep:]:  # renamed first: a reader never finds half of one
+    _remove(run, saved(run)[keep:])
+
+
+def forget(run: Path, after: int) -> None:
+    """Remove the checkpoints of later steps than this one: the run goes on from here instead."""
+    _remove(run, [path for path in saved(run) if int(path.name.removeprefix("step-")) > after])
+
+
+def _remove(run: Path, paths: Sequence[Path]) -> None:
+    for path in paths:  # renamed first: a reader never finds half of one
         path.rename(path.with_name(f".{path.name}"))
     for path in (run / "checkpoints").glob(".*"):  # and what a kill left of others
         shutil.rmtree(path, ignore_errors=True)
@@ -190,6 +199,11 @@ def open_run(config: Config, world: World) -> Iterator[tuple[Path, Checkpoint | 
     claim = claimed(config.output_dir, resume, private) if world.first else nullcontext(Path())
     with claim as folder:
         point = find(config.resume or str(folder), folder) if resume and world.first else None
+        if resume and world.first and point is None and (folder / "summary.json").is_file():
+            raise UsageError(
+                f"--resume: {folder} is finished, and has no checkpoint to go on from; repeat it: "
+                f"python train.py --config {shlex.quote(str(folder / 'config.yaml'))}"
+            )
         try:
             yield folder, world.gather(point)[0]
         except BaseException as error:

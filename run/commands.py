@@ -39,6 +39,8 @@ class Stop:
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is signal.SIG_IGN:  # nohup and the like want it so
+                    continue
                 self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -58,7 +60,8 @@ def guarded(
 ) -> int:
     """Do the work; return 0, 2 for bad input, 1 for what failed, 128 + n for signal n.
 
-    An error is one line; `--debug` shows where it came from. Of several processes the first speaks.
+    An error is one line; `--debug` shows where it came from. Of several processes the first speaks,
+    unless an error may be another one's alone.
     """
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # closed by who started it
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot write a letter shows its code
@@ -84,13 +87,15 @@ def guarded(
     except BaseException as error:
         if debug or not is_failure(error):
             raise
+        if isinstance(error, (OutOfMemory, OSError)):  # which others may not share
+            world = processes.World()
         if isinstance(error, OSError):
             _say(name, world, folder.write_refused(error))
             if error.filename is None:  # it may be the output that has no room
                 sys.stdout = open(os.devnull, "w", encoding="utf-8")
         elif isinstance(error, (*BAD_INPUT, *FAILED)):
             _say(name, world, str(error))
-        else:  # which others may not share: each process speaks for itself
+        else:  # each process speaks for itself
             _say(name, processes.World(), _unforeseen(error))
         return 2 if isinstance(error, BAD_INPUT) else 1
 

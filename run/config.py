@@ -1,6 +1,5 @@
 """Every setting of a run: one dataclass that is the command line and the YAML file."""
 
-import argparse
 import dataclasses
 import json
 import math
@@ -79,7 +78,7 @@ class Config:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag("auto", "of the base")
     quantize: Quantise = flag("none", "store the base's linear layers in fewer bits")
     attention: Literal["auto", "eager", "sdpa", "flex"] = flag(
-        "auto", "how it is computed; flex: CUDA, for long rows"
+        "auto", "implementation of attention; flex: CUDA, for long rows"
     )
     device: str = flag("auto", "cpu, cuda, cuda:1, mps, or auto")
 
@@ -112,7 +111,9 @@ class Config:
         0.5, "of simpo: gamma / beta nats a token are its target margin", "0 or more"
     )
     label_smoothing: float = flag(
-        0.0, "share of pairs assumed to be labelled the wrong way round", "0 or more and below 0.5"
+        0.0,
+        "share of pairs assumed to be labelled the wrong way round (sigmoid, robust, exo)",
+        "0 or more and below 0.5",
     )
     divergence: Divergence = flag("reverse-kl", "what keeps the policy near the reference")
     divergence_alpha: float = flag(
@@ -122,10 +123,14 @@ class Config:
         0.0, "adds this much of the chosen answer's negative log-prob a token", "0 or more"
     )
     anchor_weight: float = flag(
-        1.0, "of keeping likely what the reference itself writes to the prompts", "0 or more"
+        1.0,
+        "how strongly the policy is held to what the reference writes; 0 is DPO alone",
+        "0 or more",
     )
     anchor_chosen: float = flag(
-        0.5, "beside it, how much it counts if a chosen answer becomes less likely", "0 or more"
+        0.5,
+        "times --anchor-weight: what it costs if a chosen answer becomes less likely",
+        "0 or more",
     )
     anchor_samples: int = flag(1, "answers that the reference writes to a prompt", "1 or more")
     anchor_tokens: int = flag(16, "of such an answer at most", "1 or more")
@@ -158,8 +163,8 @@ class Config:
     chat_template: str | None = flag(None, "a file with the chat template to use")
     template_kwargs: tuple[str, ...] = flag((), "NAME=VALUE given to the chat template")
     rewritten: Rewritten = flag("drop", "answers that the chat template changes: drop or keep them")
-    prompt_format: str | None = flag(None, "of the plain template; {} is the text")
-    answer_format: str | None = flag(None, "likewise")
+    prompt_format: str | None = flag(None, "of the prompt in the plain template; {} is the text")
+    answer_format: str | None = flag(None, "of the answer in it; {} is the text")
     max_length: int | None = flag(
         None, "tokens of prompt and answer; default nearly all that the model reads", "2 or more"
     )
@@ -190,7 +195,7 @@ class Config:
         "off", "on CUDA, a step's kernels as one graph for each shape of batch; auto: if it can be"
     )
     shard: Shard = flag("auto", "split the base over torchrun's processes; auto: if too large")
-    threads: str = flag("auto", "that compute on a CPU: a number, or what is fastest at the start")
+    threads: str = flag("auto", "of the CPU: a number, or auto: what is fastest at the start")
     seed: int = flag(
         0, "of the shares, the split, the order, A and the dropout", "0 or more and below 2^63"
     )
@@ -208,7 +213,8 @@ class Config:
     best: Measure = flag("pair_accuracy", "of --eval-every: what the best adapter is best by")
     scale: str | None = flag(
         None, "size of the adapter that is left: X times the trained delta, above 0 and up to 2, "
-        "or auto: the largest up to 1 that --max-drift allows; default auto with anchors, else 1"
+        "or auto: the largest up to 1 that --max-drift allows; default auto with anchors and "
+        "without --adapter, else 1"
     )  # fmt: skip
     max_drift: float = flag(
         0.05, "of --scale auto: how much harder to predict any neutral text may become, as a share",
@@ -291,6 +297,8 @@ class Config:
                 self.shard == "on" and self.quantize != "none",
             "--shard on and --compile on do not go together; choose one":
                 self.shard == "on" and self.compile == "on",
+            "--compile on and --checkpointing on do not go together; choose one":
+                self.compile == "on" and self.checkpointing == "on",
             "--private is for --push-to-hub OWNER/NAME": self.private and not self.push_to_hub,
         }  # fmt: skip
 
@@ -479,8 +487,7 @@ def parse(
         raise UsageError(
             f"--reference-adapter is gone: {ADAPTER_NOW.format('--reference adapter')}"
         )
-    shown = argparse.ArgumentDefaultsHelpFormatter
-    parser = Parser(program, description=does, allow_abbrev=False, formatter_class=shown)
+    parser = Parser(program, description=does, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
     hints = get_type_hints(Config)
     if positional:
@@ -489,11 +496,10 @@ def parse(
     for item in dataclasses.fields(Config):
         if item.metadata["group"]:
             group = parser.add_argument_group(item.metadata["group"])
-        options: dict[str, Any] = {"help": item.metadata["help"], "default": item.default}
+        options: dict[str, Any] = {"help": _help(item), "default": item.default}
         kind = hints[item.name]
-        if kind is bool:  # a switch's default is that it is not given
+        if kind is bool:
             options["action"] = "store_false" if item.default else "store_true"
-            options["help"] += "%(default).0s"
         elif get_origin(kind) is tuple:
             options |= {"nargs": "+", "metavar": "NAME"}
         elif get_origin(kind) is Literal:
@@ -506,7 +512,7 @@ def parse(
         group.add_argument(_flag(item.name), dest=item.name, **options)
 
     first, file = parser.parse_args(argv), None
-    if first.resume is not None and not first.config:
+    if first.resume is not None:
         run = _run_folder(first.resume, first.output_dir)
         parser.set_defaults(output_dir=str(run))
         file = run / "config.yaml" if (run / "config.yaml").is_file() else None
@@ -523,6 +529,14 @@ def parse(
         settings[positional] = named
     values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     return _validated(Config(**values), file, given)
+
+
+def _help(item: dataclasses.Field[Any]) -> str:
+    """Return a setting's help, with its default if that says anything."""
+    text, default = str(item.metadata["help"]), item.default
+    said = " ".join(default) if isinstance(default, tuple) else str(default)
+    silent = default is None or isinstance(default, bool) or not said  # a switch is just not given
+    return text if silent else f"{text} (default: {said})"
 
 
 def _validated(config: Config, file: Path | None, given: Sequence[str]) -> Config:
@@ -582,8 +596,8 @@ def _flags_in(path: Path, kinds: dict[str, Any]) -> list[str]:
     _refuse_old_names(settings)
     flags: list[str] = []
     for name, value in settings.items():
-        if name not in kinds or name == "debug":
-            raise UsageError(f"unknown setting {name!r}{closest(name, kinds)}")
+        if name not in kinds or name in ("debug", "resume"):
+            raise UsageError(f"unknown setting {name!r}{_hint(name, kinds)}")
         default = getattr(Config, name)
         if not _may_be(value, kinds[name]):
             raise UsageError(f"{name}: {value!r} is no value for it; see --help")
@@ -594,6 +608,14 @@ def _flags_in(path: Path, kinds: dict[str, Any]) -> list[str]:
         elif value is not None:
             flags.append(f"{_flag(name)}={value}")
     return flags
+
+
+def _hint(name: str, kinds: Mapping[str, Any]) -> str:
+    """Say which setting may be meant; `no_merge` is a flag, and in a file `merge: false`."""
+    on = str(name).replace("-", "_").removeprefix("no_")
+    if kinds.get(on) is bool and on != name:
+        return f"; write `{on}: {'false' if getattr(Config, on) else 'true'}`"
+    return closest(name, kinds)
 
 
 def _refuse_old_names(settings: dict[str, Any]) -> None:

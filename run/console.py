@@ -73,11 +73,13 @@ class Progress:
             self.bar.close()
 
 
-def watch_answers(batches: Iterable[Any], label: str, total: int | None) -> Iterator[Any]:
+def watch_answers(
+    batches: Iterable[Any], label: str, total: int | None, unit: str = "answers"
+) -> Iterator[Any]:
     """Yield batches of (keys, trees); show how many of all their answers are scored."""
     if not total:
         return
-    progress = Progress(label, total, "answers")
+    progress = Progress(label, total, unit)
     for keys, trees in batches:
         yield keys, trees
         progress.advance(len(keys))
@@ -126,13 +128,14 @@ def print_start(
     total = sum(p.numel() for p in model.parameters())
     ranks = ", ".join(map(str, sorted({layer.rank for layer in patched.values()})))
     where = f"{str(model.dtype).removeprefix('torch.')}, {model.device}"
+    plural = "s" * (steps.total != 1)
     per_epoch = f"; an epoch has {steps.per_epoch:,}" if steps.total != steps.per_epoch else ""
     if "gemma" in model.config.model_type:
         print(lora.GEMMA_TERMS)
     print_rows([
         ("model", f"{base.name} ({total - trained:,} frozen parameters, {where})"),
         ("LoRA", f"{len(patched)} layers, {trained:,} trained parameters (rank {ranks})"),
-        ("training", f"{steps.pairs:,} pairs in {steps.total:,} steps{per_epoch}"),
+        ("training", f"{steps.pairs:,} pairs in {steps.total:,} step{plural}{per_epoch}"),
         ("self-check", check.reason),
         *plan,
     ])  # fmt: skip

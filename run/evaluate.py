@@ -32,7 +32,7 @@ def command(argv: list[str]) -> None:
     add("--data", nargs="+", help="questions; default: held out by the run, else auto")
     add("--columns", help="as for train.py")
     add("--eval-fraction", type=float, help="only the share of --data that a run would hold out")
-    add("--seed", type=int, default=0, help="of that split (0)")
+    add("--seed", type=int, default=0, help="of that split, and of a share of --data (0)")
     add(
         "--prompt", choices=("plain", "truthfulqa"), default="plain",
         help="the run's own text, or TruthfulQA's six examples before each question",
@@ -91,11 +91,12 @@ def _asked_for(args: argparse.Namespace) -> tuple[Config, str | Path | None, boo
     changes: dict[str, Any] = {name: value for name, value in given.items() if value}
     if args.data:
         changes |= {"data": tuple(args.data), "eval_data": (), "columns": args.columns}
+        changes |= {"seed": args.seed}  # of a share of them, and of the split
     own = finished and not args.data
     if args.eval_fraction is not None:
         if own:
             raise UsageError("--eval-fraction is the run's own; it goes with --data")
-        changes |= {"eval_fraction": args.eval_fraction, "seed": args.seed}
+        changes |= {"eval_fraction": args.eval_fraction}
     elif not own:
         changes |= {"eval_fraction": 0.0, "eval_every": None}  # all of them
     if args.prompt == "truthfulqa":

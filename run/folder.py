@@ -40,12 +40,9 @@ def claimed(
             in use by another run.
     """
     folder = Path(name or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}")
-    check_name(folder, flag)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{flag} {folder} is a file; name a folder")
-    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"{flag} {folder} cannot be made: {parent} is not writable")
+    check_place(folder, flag)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
     handle = os.open(folder, os.O_RDONLY)
@@ -73,12 +70,16 @@ def claimed(
         os.close(handle)
 
 
-def check_name(folder: Path, flag: str) -> None:
-    """Refuse to write where libraries in Rust could not: they take names of UTF-8 alone.
+def check_place(folder: Path, flag: str) -> None:
+    """Refuse a folder that cannot be made.
 
     Raises:
-        UsageError: the whole path of the folder has other bytes.
+        UsageError: it may not be written, or its whole path is no UTF-8, which libraries in Rust
+            do not take.
     """
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"{flag} {folder} cannot be made: {parent} is not writable")
     try:
         str(folder.absolute()).encode()
     except UnicodeEncodeError:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import mode
 from typing import Any, NamedTuple
 
 import huggingface_hub
@@ -199,7 +200,7 @@ def add_adapters(config: Config, model: Any) -> Config:
         lora.load_adapter(model, config.adapter)
         if aloud:
             print(of_other_base(config.adapter, config.model), end="", flush=True)
-        return config
+        return with_own_settings(config, model)
     patterns = lora.Patterns(
         config.patterns("rank_pattern", int), config.patterns("alpha_pattern", float), config.rslora
     )
@@ -214,6 +215,22 @@ def add_adapters(config: Config, model: Any) -> Config:
     if targets == "all-linear" and aloud and (others := lora.left_out(model)):
         print(left_frozen(others, model), flush=True)
     return config
+
+
+def with_own_settings(config: Config, model: Any) -> Config:
+    """Return the settings with those of the adapter that the run goes on with."""
+    layers = lora.lora_layers(model)
+    rank, alpha = (mode(getattr(m, kind) for m in layers.values()) for kind in ("rank", "alpha"))
+    return replace(
+        config,
+        rank=rank,
+        alpha=float(alpha),
+        dropout=next(iter(layers.values())).dropout,
+        target_modules=tuple(lora.short_names(model, list(layers))),
+        rslora=False,  # as plain LoRA with another alpha
+        rank_pattern=tuple(f"{n}={m.rank}" for n, m in layers.items() if m.rank != rank),
+        alpha_pattern=tuple(f"{n}={m.alpha}" for n, m in layers.items() if m.alpha != alpha),
+    )
 
 
 def left_frozen(others: Mapping[str, int], model: Any) -> str:

@@ -1,6 +1,7 @@
 """`python -m run merge`, and every check that a merged model is base + adapter."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,10 +18,10 @@ from dpo.scoring import Answers
 from lora.base.quantise import Quantise
 from run import inputs
 from run.commands import parser
-from run.config import Config, parse
+from run.config import Config
 from run.console import watch_answers
 from run.errors import UsageError
-from run.folder import check_name, write_json
+from run.folder import check_place, write_json
 
 Finish = Callable[[Path], None]  # writes what else belongs into a folder of merged files
 PROMPTS = (
@@ -38,34 +39,50 @@ def command(argv: list[str]) -> None:
     add("adapter", metavar="RUN_OR_ADAPTER", help="a run's folder, or an adapter's")
     add("--output", required=True, metavar="DIR", help="a new folder")
     add(
-        "--base", choices=("original", "dequantized"), default="dequantized",
-        help="for a run with --quantize: the weights before quantisation, or those it trained on",
+        "--base", choices=("original", "dequantized"),
+        help="for a run with --quantize: the weights before quantisation, or those it trained on, "
+        "which is the default",
     )  # fmt: skip
-    add("--merge-dtype", choices=("float32", "bfloat16", "float16"))
+    add(
+        "--merge-dtype", choices=("float32", "bfloat16", "float16"),
+        help="default the run's own, or of the base",
+    )  # fmt: skip
     args = arguments.parse_args(argv)
     inputs.prepare_libraries()
     output = Path(args.output)
-    check_name(output, "--output")
-    if output.exists():
+    if os.path.lexists(output):
         raise UsageError(f"--output {output} exists; name another or remove it first")
+    check_place(output, "--output")
     folder = Path(args.adapter)
-    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    adapter = (folder / "adapter" if (folder / "adapter").is_dir() else folder).absolute()
     base = lora.base_of(adapter)
+    dtype: str | None = args.merge_dtype
     quantise: Quantise = "none"
-    if args.base == "dequantized" and (folder / "config.yaml").is_file():
-        quantise = parse(["--config", str(folder / "config.yaml")]).quantize
-    dtype = getattr(torch, args.merge_dtype) if args.merge_dtype else None
     finish: Finish | None = None
-    if adapter != folder and (folder / "config.yaml").is_file():
-        config = replace(inputs.finished_run(folder).config, model=str(base), revision=None)
+    if adapter.name == "adapter" and (adapter.parent / "config.yaml").is_file():
+        config = inputs.finished_run(adapter.parent).config
+        quantise = config.quantize if args.base != "original" else "none"
+        dtype = dtype or stored_as(config)
+        config = replace(config, model=str(base), revision=None)
         tokenizer, text = inputs.load_tokenizer(config)
         finish = partial(as_trained, tokenizer, data.stop_id(tokenizer, text))
-    rounding, difference = merge_from_files(base, adapter, output, dtype, quantise, finish)
+    elif args.base:
+        raise UsageError(f"--base is for a run, and {folder} is no part of one; leave it out")
+    stored = getattr(torch, dtype) if dtype else None
+    rounding, difference = merge_from_files(base, adapter, output, stored, quantise, finish)
+    kept = str(lora.stored_dtype(output)).removeprefix("torch.")
     print(
-        f"Merged into {output}: {rounding.changed:.0%} of the patched weights moved; rounding "
-        f"changed their deltas by {rounding.error:.0%}; {difference.found:.2g} nats a token from "
-        "base + adapter"
+        f"Merged into {output} in {kept}: {rounding.changed:.0%} of the patched weights moved; "
+        f"rounding changed their deltas by {rounding.error:.0%}; {difference.found:.2g} nats a "
+        "token from base + adapter"
     )
+
+
+def stored_as(config: Config) -> str | None:
+    """Return the dtype that a run's own merged model has, if its settings name one."""
+    computed = config.dtype if config.quantize == "none" else "auto"
+    named = (name for name in (config.merge_dtype, computed) if name != "auto")
+    return next(named, None)
 
 
 class Difference(NamedTuple):
@@ -177,6 +194,7 @@ def write_merged(
         return merge_from_files(*files, dtype=stored, finish=finish)[0]
     rounding = lora.merge_rounding(model, stored)
     lora.save_merged(lora.merge_lora(model, stored), tokenizer, merged)
+    lora.copy_beside(base.folder, merged, lora.NOTICES)
     end_at(merged, stop)
     return rounding
 

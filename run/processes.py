@@ -62,6 +62,10 @@ class World(NamedTuple):
             raise _died(error) from error
         return values
 
+    def of_first(self, make: Callable[..., Item], *given: Any) -> Item:
+        """Return what the first process makes; the others take it from there."""
+        return self.gather(make(*given) if self.first else None)[0]  # type: ignore[return-value]
+
     def in_step(
         self, batches: Iterable[Item], passes: int = 1, *, idle: Callable[[int], None]
     ) -> Iterator[Item]:
@@ -110,10 +114,12 @@ def join() -> World:
     import torch.distributed.fsdp
     import torch.distributed.nn
 
+    backends = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backends = "cpu:gloo,cuda:nccl"  # --device may still be the CPU
     with reading("WORLD_SIZE is set, and the processes of torchrun cannot be joined", UsageError):
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group(backends)
     return World(dist.get_rank(), dist.get_world_size())
 
 

@@ -2,12 +2,14 @@
 
 import json
 import shlex
+from collections.abc import Iterable
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub import errors as hub
 from huggingface_hub.utils import validate_repo_id
 
@@ -24,6 +26,11 @@ from run.merge import Policy
 SMALL = 2 * 10**9  # parameters of a model that is checked in float32
 CHECKED = 200  # questions at most, held out if there are such
 PICTURES = ("curves.png", "evaluation.png", "dial.png")
+# What --update takes away where the new commit has no such file: it would be read in its place.
+READ = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
+    "adapter_config.json", "adapter/*", *PICTURES,
+)  # fmt: skip
 
 
 def command(argv: list[str]) -> None:
@@ -36,29 +43,32 @@ def command(argv: list[str]) -> None:
     add = arguments.add_argument
     add("run", metavar="RUN", help="a run's folder")
     add("repo", metavar="OWNER/NAME", help="the repository; made if there is none")
-    add("--adapter-only", action="store_true", help="leave the merged model out")
+    add("--adapter-only", action="store_true", default=None, help="leave the merged model out")
     add("--private", action="store_true", help="if the repository is made")
     add("--update", action="store_true", help="the repository holds files already")
     args = arguments.parse_args(argv)
     inputs.prepare_libraries()
-    check_access(args.repo, args.update)
+    check_access(args.repo, args.update, args.private)
     run = inputs.finished_run(Path(args.run))
-    publish(run, args.repo, args.private, args.adapter_only, args.update)
+    publish(
+        run, args.repo, private=args.private, adapter_only=args.adapter_only, update=args.update
+    )
 
 
-def check_access(repo: str, update: bool = False) -> None:
+def check_access(repo: str, update: bool = False, private: bool = False) -> None:
     """Find out before any work whether the run could be published there.
 
     Raises:
-        UsageError: there is no token or it is refused, the name is no name or is taken.
+        UsageError: there is no token or it is refused, the name is no name or is taken, or the
+            repository is there and public where a private one is meant.
         HubError: the Hub does not answer.
     """
     try:
         validate_repo_id(repo)
+        if repo.count("/") != 1:
+            raise hub.HFValidationError("write OWNER/NAME")
     except hub.HFValidationError as error:
         raise UsageError(f"{repo!r} is no repository's name: {error}") from None
-    if repo.count("/") != 1:
-        raise UsageError(f"{repo!r} is no repository's name; write OWNER/NAME")
     if not get_token():
         raise UsageError(
             "publishing needs a token that may write: set HF_TOKEN, or write HF_TOKEN=... into .env"
@@ -78,6 +88,11 @@ def check_access(repo: str, update: bool = False) -> None:
                 raise UsageError(
                     f"{repo} exists and holds {len(files)} files; choose another name, or add a "
                     "commit to it with python -m run publish RUN REPO --update"
+                )
+            if private and not api.repo_info(repo).private:
+                raise UsageError(
+                    f"{repo} exists and is public; make it private in its settings, or leave "
+                    "--private out"
                 )
     except UsageError:
         raise
@@ -105,11 +120,11 @@ def publish(
     inputs.prepare_libraries()
     merged = run.folder / "merged"
     if adapter_only is None:
-        adapter_only = not run.config.merge
+        adapter_only = not run.config.merge and not merged.is_dir()
     if not adapter_only and not merged.is_dir():
         raise UsageError(
             f"{run.folder} has no merged model; add --adapter-only, or make it: "
-            f"python -m run merge {run.folder} --output {merged}"
+            f"{_merge_into(merged)}"
         )
     with TemporaryDirectory() as scratch:
         check, tokenizer = checked(run, None if adapter_only else merged)
@@ -120,8 +135,8 @@ def publish(
                 "utf-8", "backslashreplace"
             ),
             **{name: run.folder / name for name in PICTURES if (run.folder / name).is_file()},
-            **_folder(Path(scratch) if adapter_only else merged),
-            **_folder(run.adapter, "" if adapter_only else "adapter/"),
+            **_named(Path(scratch).iterdir() if adapter_only else _model_files(merged)),
+            **_named(run.adapter.glob("adapter_*"), "" if adapter_only else "adapter/"),
         }
         # An adapter names its base for others, not by a folder here.
         model, name = run.config.model, "adapter_config.json"
@@ -130,11 +145,13 @@ def publish(
         files[name if adapter_only else f"adapter/{name}"] = json.dumps(config, indent=2).encode()
         size = sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files.values())
         print(f"Publishing {len(files)} files, {size / 2**20:.1f} MiB, to {repo} ...", flush=True)
-        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        operations: list[Any] = [CommitOperationAdd(name, path) for name, path in files.items()]
         what = "adapter and card" if adapter_only else "adapter, merged model and card"
         api, message = HfApi(), f"{run.folder.resolve().name}: {what}"
         try:
             api.create_repo(repo, private=private or None, exist_ok=True)
+            old = set(api.list_repo_files(repo)) - files.keys() if update else ()
+            operations += [CommitOperationDelete(name) for name in old if _is_read(name)]
             commit = api.create_commit(repo, operations, commit_message=message)
         except Exception as error:
             again = f"python -m run publish {shlex.quote(str(run.folder))} {repo}"
@@ -174,14 +191,31 @@ def checked(run: FinishedRun, merged: Path | None) -> tuple[Check, Any]:
     del base
     own = replace(config, model=str(merged), revision=None, quantize="none")
     found, apart = policy.compared(inputs.load_model(own).model, lora.stored_dtype(merged))
-    again = f"python -m run merge {run.folder} --output ..."
-    apart.check(str(merged), f"nothing was published. Merge again: {again}")
+    again = f"remove it, and make it again: {_merge_into(merged)}"
+    apart.check(str(merged), f"nothing was published; {again}")
     means = dpo.believed(questions, found).means()
     return Check(dtype, len(questions), adapter, means, apart), tokenizer
 
 
-def _folder(folder: Path, prefix: str = "") -> dict[str, Path | bytes]:
-    return {prefix + path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+def _merge_into(merged: Path) -> str:
+    """Return the command that makes a run's merged model."""
+    run, output = (shlex.quote(str(folder)) for folder in (merged.parent, merged))
+    return f"python -m run merge {run} --output {output}"
+
+
+def _model_files(merged: Path) -> list[Path]:
+    """Return the files of a merged model, and nothing else that somebody put beside them."""
+    index = merged / lora.INDEX
+    return [*lora.weight_files(merged), *[index] * index.is_file(), *lora.files_beside(merged)]
+
+
+def _named(paths: Iterable[Path], prefix: str = "") -> dict[str, Path | bytes]:
+    return {prefix + path.name: path for path in sorted(paths) if path.is_file()}
+
+
+def _is_read(name: str) -> bool:
+    """Tell whether loading a model would read a file of a repository, in any of its forms."""
+    return any(fnmatch(name, form) and name.count("/") == form.count("/") for form in READ)
 
 
 def _explained(error: Exception, repo: str, again: str) -> Exception:

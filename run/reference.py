@@ -36,7 +36,9 @@ class Reference:
         self._moved: list[Tensor] = []  # the policy of some steps ago
         if config.starts_at_reference:
             self._start = lora.copy_adapter(model)
-            self.hash = lora.fingerprint(base_hash, enumerate(self._start))
+            layers = lora.lora_layers(model).items()
+            scales = {name: layer.scale for name, layer in layers}
+            self.hash = lora.fingerprint(f"{base_hash} {scales}", enumerate(self._start))
         self._file = folder.cache_folder("reference") / f"{self.hash}.json"
         self.scores: dpo.Scores = read_cache(self._file)
 
@@ -64,6 +66,7 @@ class Reference:
 
     def add(self, scorer: dpo.Scorer, world: World, to_score: Sequence[Any]) -> None:
         """Score those of some answers that the cache lacks, and keep their scores."""
+        self.scores = world.of_first(lambda: self.scores)  # another one's disk may know others
         with self.active(self.model):
             new = world.scores(scorer, "Reference", to_score, self.scores)
         self.scores = {**self.scores, **new}

@@ -4,6 +4,7 @@ One model is loaded; switching the adapters off makes it the base. Prompts becom
 in training, so that what is asked here is what was trained on.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,10 @@ def command(argv: list[str]) -> None:
 
     if args.chat:
         while line := _asked():
-            _show([line], answers(_encoded([line], tokenizer, text)))
+            try:
+                _show([line], answers(_encoded([line], tokenizer, text)))
+            except data.DataError as error:  # too long, perhaps; the next may be shorter
+                print(f"  {error}", flush=True)
         return
     if args.prompt:
         _show(args.prompt, answers(_encoded(args.prompt, tokenizer, text)))
@@ -57,7 +61,7 @@ def command(argv: list[str]) -> None:
         questions = list(asked[: args.count])
         texts = [tokenizer.decode(q.prompt, skip_special_tokens=True) for q in questions]
         _show(texts, answers(questions))
-    print(f"\nPublish it:  python -m run publish {args.run} OWNER/NAME")
+    print(f"\nPublish it:  python -m run publish {shlex.quote(args.run)} OWNER/NAME")
 
 
 def _encoded(
@@ -72,7 +76,7 @@ def _encoded(
 def _show(texts: Sequence[str], answers: Sequence[tuple[dpo.Sample, dpo.Sample]]) -> None:
     """Print what the base and the tuned model answered."""
     for text, pair in zip(texts, answers, strict=True):
-        print(f"\n{text}")
+        print(f"\n{dpo.readable(text)}")
         for name, (said, alarms) in zip(("base ", "tuned"), pair, strict=True):
             warned = "".join(f" [{alarm}]" for alarm in alarms)
             print(f"  {name}  {said.replace(chr(10), chr(10) + ' ' * 9)}{warned}", flush=True)

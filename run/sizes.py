@@ -4,13 +4,14 @@ Sizes are shares of the trained delta: 1 is what training left, and 0 the bare b
 """
 
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import data
 import dpo
 import lora
 from run.config import Config
+from run.console import watch_answers
 from run.processes import World
 from run.reference import Reference
 
@@ -39,7 +40,8 @@ class Sizes:
         self._answers = [held_out.map(dpo.all_answers)]
         self._paragraphs = [[part for kind in self.on.texts.values() for part in kind]]
         smaller = scorer.budgets._replace(score=min(scorer.budgets.score, scorer.budgets.text))
-        self._apart = replace(scorer, joined=False, budgets=smaller)
+        watch = partial(watch_answers, unit="paragraphs")
+        self._apart = replace(scorer, joined=False, budgets=smaller, watch=watch)
         self._seen: dict[float, dpo.Scores] = {}  # of the paragraphs, at each size
 
     def chosen(self, config: Config) -> float:

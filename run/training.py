@@ -154,7 +154,10 @@ class Training:
             "seconds": job.clock,
         }  # fmt: skip
         self.graphs: Graphs | None = None
-        if not why_not(self.config, model.device, check.way, plan.shards):
+        no_graphs = why_not(self.config, model.device, check.way, plan.shards)
+        if no_graphs and self.config.graphs == "on":
+            raise UsageError(f"--graphs on: {no_graphs}; leave it out")
+        if not no_graphs:
             self.parts["graphs"] = self.graphs = Graphs(model, self.config, CudaGraph())
         self.ahead, self.following = Ahead(self._batches), list[data.Pair]()
         self.ended, self.late = deque[Ended](), model.device.type == "cuda"
@@ -209,8 +212,9 @@ class Training:
         """Give the questions that are trained on answers of the reference's own."""
         if not self.config.anchor_weight:
             return
-        world = World() if self.sharded else self.job.world  # sharded, all make the same passes
-        train = self.anchors.draw(self.reference, world, self.questions.train, self.steps, self.way)
+        train = self.anchors.draw(
+            self.reference, self.job.world, self.questions.train, self.steps, self.way, self.sharded
+        )
         self.questions = self.questions._replace(train=train)
 
     @contextmanager
@@ -229,11 +233,15 @@ class Training:
             self.model, config.compile, config.checkpointing, self.steps.total, in_blocks
         )
         tracking = tracked(config.tracker, folder, config.settings(), first)
+        if folder:
+            checkpoint.forget(folder, after=first)  # of steps that are now made anew
         with layers, metrics_log(folder, first) as self.log, tracking as self.report:
             job.clock.lap("prepare")
             job.stop.patient = True
             yield
         job.stop.patient = False
+        if received := max(job.world.gather(job.stop.received)):  # after the last step was made
+            raise Stopped(received)
         lora.trim_memory()
         self.bar.close()
         job.clock.lap("train")
@@ -315,7 +323,8 @@ class Training:
         self.ended.append(Ended(step, pairs, *numbers, rate, brought(norm.device)))
         evaluate = config.eval_every and (done % config.eval_every == 0 or done == total)
         save = log.stopped or done % config.save_every == 0 or done == total
-        while len(self.ended) > (self.late and not evaluate and not save):
+        waiting = 1 if self.late and not evaluate and not save else 0
+        while len(self.ended) > waiting:
             ended = self.ended.popleft()
             metrics = self._metrics(ended)
             if evaluate and not self.ended:

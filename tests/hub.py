@@ -29,7 +29,7 @@ class Account:
 
 
 @contextmanager
-def hub(repos, gated=(), account=None):
+def hub(repos, gated=(), account=None, private=()):
     """Serve {"models/org/name" or "datasets/org/name": folder}; yield (endpoint, request log).
 
     Ids in `gated` exist but refuse everyone without the token `hf_right`. An `account` may publish.
@@ -108,6 +108,9 @@ def hub(repos, gated=(), account=None):
             paths = []
             for line in lines[1:]:
                 value = line["value"]
+                if line["key"] == "deletedFile":
+                    (account.root / name / value["path"]).unlink()
+                    continue
                 file = account.root / name / value["path"]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 if line["key"] == "file":
@@ -164,8 +167,8 @@ def hub(repos, gated=(), account=None):
                     return self.send(404, body=body, X_Error_Code="RevisionNotFound")
                 names = [str(p.relative_to(folder)) for p in folder.rglob("*.*")]
                 content = {
-                    "id": repo.partition("/")[2], "sha": SHA, "private": False, "tags": [],
-                    "siblings": [{"rfilename": name} for name in names],
+                    "id": repo.partition("/")[2], "sha": SHA, "private": repo in private,
+                    "tags": [], "siblings": [{"rfilename": name} for name in names],
                 }  # fmt: skip
                 return self.send(200, json.dumps(content).encode(), body)
             file = folder.joinpath(*rest[1:])

@@ -236,7 +236,7 @@ def test_a_chosen_answer_that_a_template_changes_takes_its_question_with_it():
     encoding = encode([BATS, blind], tokenizer, CHAT)
     assert len(encoding.questions) == 1
     assert encoding.notes[REWRITTEN] == (2, [" 'Bats are blind'", "line 7 'They are blind'"])
-    with pytest.raises(DataError, match="no question is left to train on: .*rewrites.*keep"):
+    with pytest.raises(DataError, match="no question is left: .*rewrites.*keep"):
         encode([blind], tokenizer, CHAT)
     (q,) = encode([blind], tokenizer, CHAT._replace(rewritten="keep")).questions
     assert tokenizer.decode(q.chosen) == "They are<end>"

@@ -191,7 +191,7 @@ def test_answers_are_never_cut_and_questions_too_long_are_left_out_and_named(tok
     encoding = encode([BATS, LONG], tokenizer, TextSettings(max_length=60))
     assert encoding.notes == {TOO_LONG: (1, ["x.csv, line 2 'Is lead smaller?'"])}
     assert len(encoding.questions) == 1 and len(encoding.questions[0].rejected) == 2
-    with pytest.raises(DataError, match="--max-length is 5 tokens"):
+    with pytest.raises(DataError, match=r"at most 5 tokens are read \(--max-length\)"):
         encode([BATS], tokenizer, TextSettings(max_length=5))
 
 

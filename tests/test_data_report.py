@@ -233,7 +233,7 @@ def test_the_command_prints_it_and_trains_nothing(source, tokenizer_folder, caps
     said = capsys.readouterr().out
     assert "3 questions, 4 pairs" in said and "«<s>»Q: Do bats see?\\nA:" in said
     assert main([*argv, "--max-length", "3"]) == 2
-    assert "--max-length is 3" in capsys.readouterr().err
+    assert "at most 3 tokens are read (--max-length)" in capsys.readouterr().err
     assert (
         main(["data", "none.csv"]) == 2 and "there is no file none.csv" in capsys.readouterr().err
     )

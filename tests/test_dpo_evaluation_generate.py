@@ -59,6 +59,16 @@ def test_drawn_answers_repeat_with_their_seed(model):
     assert drawn(0) == drawn(0) != drawn(1)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_models_own_settings_of_generation_change_no_answer(model, temperature):
+    """Samples of the policy are the policy's: no penalty of repetition, no cut-off tail."""
+    plain = answers(model, PROMPTS, STOP, Drawing(12, temperature))
+    own = model.generation_config
+    own.repetition_penalty, own.min_p, own.no_repeat_ngram_size = 3.0, 0.3, 2
+    assert answers(model, PROMPTS, STOP, Drawing(12, temperature)) == plain
+    assert model.generation_config is own
+
+
 def test_base_and_tuned_are_drawn_with_the_same_seed(model, tokenizer):
     """Without an effect of the adapters both say the same, whatever was drawn before."""
 

@@ -265,6 +265,11 @@ def test_a_setting_that_is_missing_or_not_supported_is_an_error(
 def test_missing_and_damaged_files_are_named(model, tmp_path):
     with pytest.raises(ModelError, match=r"adapter_config.json is missing"):
         load_adapter(small_model("gemma2"), tmp_path)
+    with pytest.raises(ModelError, match=r"/none is no adapter: there is no such folder"):
+        load_adapter(small_model("gemma2"), tmp_path / "none")
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(ModelError, match=rf"a run's folder, of which {tmp_path}/adapter is the"):
+        load_adapter(small_model("gemma2"), tmp_path)
     save_adapter(model, tmp_path, base_model="some/base")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(ModelError, match="cannot be read"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from conftest import randomise, small_model, small_tokenizer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lora import ModelError, Patterns, add_lora, merge_files, merge_lora, save_adapter
 from lora.merge_files import INDEX
@@ -51,6 +51,33 @@ def test_the_files_hold_bitwise_what_merging_in_memory_gives(tmp_path, dtype, to
         index = json.loads((tmp_path / "merged" / INDEX).read_text())
         assert set(index["weight_map"]) == set(found)
         assert index["metadata"]["total_size"] == sum(w.nbytes for w in found.values())
+
+
+def test_files_that_are_no_part_of_the_model_stay_behind(tmp_path):
+    """Weights in the form of another library would hold no delta; others are nobody's business."""
+    make(tmp_path)
+    base = tmp_path / "base"
+    (base / "consolidated.safetensors").write_bytes((base / "model.safetensors").read_bytes())
+    for name in ("credentials.json", "notes.txt", "LICENSE.txt", "merges.txt"):
+        (base / name).write_text("{}")
+    merge_files(base, tmp_path / "adapter", tmp_path / "merged")
+    names = {p.name for p in (tmp_path / "merged").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "LICENSE.txt"} <= names
+    assert "merges.txt" in names
+    assert not names & {"consolidated.safetensors", "credentials.json", "notes.txt"}
+
+
+def test_a_base_of_float64_is_merged_and_one_of_another_shape_is_named(tmp_path):
+    make(tmp_path, dtype=torch.float64)
+    merge_files(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert {w.dtype for w in merged_weights(tmp_path / "merged").values()} == {torch.float64}
+    file = tmp_path / "base" / "model.safetensors"
+    weights = load_file(file)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file({**weights, name: weights[name][:8].contiguous()}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match="config.json promises"):
+        merge_files(tmp_path / "base", tmp_path / "adapter", tmp_path / "deep" / "down" / "again")
+    assert {p.name for p in tmp_path.iterdir()} == {"base", "adapter", "merged"}
 
 
 def test_what_the_check_refuses_does_not_take_the_place_of_what_stood_there(tmp_path):

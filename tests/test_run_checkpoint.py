@@ -218,6 +218,32 @@ def test_the_newest_checkpoints_are_kept_and_each_can_be_gone_on_from(run):
         load_file(path / "state.safetensors")
 
 
+def test_going_on_from_an_earlier_checkpoint_forgets_the_later_ones(run, counted):
+    whole = run("whole", keep=9)
+    assert [p.name[-1] for p in checkpoint.saved(whole)] == ["8", "6", "3"]
+    with pytest.raises(Stopped):  # in its second step
+        run("whole", counted(After(0)), resume=str(checkpoint.saved(whole)[-1]))
+    assert [p.name[-1] for p in checkpoint.saved(whole)] == ["5", "3"]
+    assert [line["step"] for line in lines(whole)] == [0, 1, 2, 3, 4]
+    assert [line["step"] for line in lines(run("whole", resume=str(whole)))] == [*range(8)]
+
+
+def test_a_stop_during_the_last_step_is_heeded_too(run, counted):
+    with pytest.raises(Stopped):
+        run("late", counted(After(7)))
+    folder = checkpoint.saved(run("late", resume=""))[0].parents[1]
+    assert (folder / "summary.json").is_file() and len(lines(folder)) == 8
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew(run):
+    whole = run("whole")
+    log = (whole / "metrics.jsonl").read_text()
+    shutil.rmtree(whole / "checkpoints")
+    with pytest.raises(UsageError, match="is finished, and has no checkpoint to go on from"):
+        run("whole", resume=str(whole))
+    assert (whole / "metrics.jsonl").read_text() == log
+
+
 def test_a_stop_while_old_checkpoints_are_removed_leaves_none_in_half(tmp_path, monkeypatch):
     def save(step):
         point = checkpoint.Checkpoint(step, {"a": {0: torch.ones(2)}}, {"config": {}})
@@ -572,6 +598,7 @@ def test_resume_takes_its_settings_from_the_run(tmp_path):
         ["--resume", str(point)],
         ["--resume", str(point.parent)],
         ["--resume", "--output-dir", str(tmp_path / "run")],
+        ["--resume", str(tmp_path / "run"), "--config", str(tmp_path / "run" / "config.yaml")],
     ):
         config = parse([*argv, "--epochs", "5"])
         assert (config.lr, config.epochs) == (3e-4, 5)

@@ -107,6 +107,7 @@ def test_a_wrong_flag_or_value_is_one_line_and_status_2(argv, complaint, capsys)
         ("merge: 1", "merge: 1 is no value"),
         ("target_modules: 3", "target_modules: 3 is no value"),
         ("target_modules: [1]", "target_modules: [1] is no value"),
+        ("no_merge: true", "unknown setting 'no_merge'; write `merge: false`"),
         ("debug: true", "unknown setting 'debug'"),
         ("1: 2", "unknown setting 1"),
         ("rank", "holds no `name: value` lines"),
@@ -202,7 +203,8 @@ def test_the_help_names_every_setting_with_its_default(capsys):
     text = capsys.readouterr().out
     for name in vars(Config()):
         assert f"--{'no-' if name == 'merge' else ''}{name.replace('_', '-')}" in text
-    assert "(default: 0.05)" in text
+    assert "(default: 0.05)" in text and "(default: auto)" in text
+    assert "(default: None)" not in text and "(default: ())" not in text
 
 
 def test_a_folder_that_holds_something_is_never_written_into(tmp_path, capsys):

@@ -75,6 +75,39 @@ def test_a_quantised_run_merges_into_what_it_was_trained_on_or_the_original(tmp_
     assert not torch.equal(merged_weights(output)[untouched], original[untouched].float())
 
 
+def test_a_run_is_merged_as_it_says_also_by_the_folder_of_its_adapter(tmp_path, capsys):
+    make(tmp_path, "gemma2", torch.bfloat16)
+    (tmp_path / "config.yaml").write_text("quantize: nf4\nmerge_dtype: float32\n")
+    for folder in ("", "adapter"):
+        output = tmp_path / f"merged{folder}"
+        assert main(["merge", str(tmp_path / folder), "--output", str(output)]) == 0
+        assert f"Merged into {output} in float32" in capsys.readouterr().out
+    whole, part = (merged_weights(tmp_path / name) for name in ("merged", "mergedadapter"))
+    original = load_file(tmp_path / "base" / "model.safetensors")
+    for name, weight in whole.items():
+        assert weight.dtype == torch.float32 and torch.equal(weight, part[name])
+    untouched = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(whole[untouched], original[untouched].float())
+    (tmp_path / "config.yaml").write_text("dtype: float32\n")
+    output = tmp_path / "computed"
+    assert main(["merge", str(tmp_path), "--output", str(output)]) == 0
+    assert "in float32" in capsys.readouterr().out
+    (tmp_path / "config.yaml").unlink()
+    argv = ["merge", str(tmp_path / "adapter"), "--output", str(tmp_path / "x")]
+    assert main([*argv, "--base", "dequantized"]) == 2
+    assert "--base is for a run" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_is_refused_before_the_merge(tmp_path, capsys):
+    make(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    for name, complaint in (("link", "exists"), ("file/x", "is not writable")):
+        argv = ["merge", str(tmp_path / "adapter"), "--output", str(tmp_path / name)]
+        assert main(argv) == 2
+        assert complaint in capsys.readouterr().err
+
+
 def test_a_merge_that_differs_from_base_and_adapter_is_not_kept(tmp_path, monkeypatch, capsys):
     make(tmp_path)
     monkeypatch.setattr(sys.modules["lora.merge_files"], "saved_delta", lambda *a: -saved_delta(*a))
@@ -118,7 +151,7 @@ def test_a_killed_merge_leaves_no_model_under_the_name(tmp_path):
     for attempt in range(2):
         output = tmp_path / f"merged-{attempt}"
         process = subprocess.Popen([*argv, str(output)], cwd=ROOT, env=os.environ)
-        while process.poll() is None and not list(tmp_path.glob(f".{output.name}.*/*")):
+        while process.poll() is None and not list(tmp_path.glob(f".*.part/{output.name}")):
             time.sleep(0.01)
         process.kill()
         process.wait()

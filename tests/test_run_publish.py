@@ -129,6 +129,16 @@ def test_the_adapter_alone(finished, here, account):
     assert "/" not in config["base_model_name_or_path"]
 
 
+def test_a_run_without_a_merged_model_publishes_its_adapter(finished, here, account, capsys):
+    shutil.rmtree(finished / "merged")
+    assert command(finished, "ann/adapter") == 2  # it made one, which is gone
+    assert "has no merged model; add --adapter-only, or make it" in capsys.readouterr().err
+    settings = (finished / "config.yaml").read_text()
+    (finished / "config.yaml").write_text(settings.replace("merge: true", "merge: false"))
+    assert command(finished, "ann/adapter") == 0
+    assert "model.safetensors" not in {p.name for p in (account.root / "ann" / "adapter").iterdir()}
+
+
 def test_an_interrupted_upload_goes_on_where_it_stopped(finished, here, account, capsys):
     account.breaks_after = 1
     assert command(finished, "ann/tuned") == 1
@@ -200,6 +210,40 @@ def test_a_name_that_is_taken_needs_update(finished, here, account, capsys):
     assert len(account.commits) == 2
 
 
+def test_an_update_leaves_no_file_that_would_be_read_in_place_of_its_own(finished, here, account):
+    """transformers takes an adapter, and one file of weights before several, where both lie."""
+    assert command(finished, "ann/tuned", "--adapter-only") == 0
+    folder = account.root / "ann" / "tuned"
+    (folder / "notes.md").write_text("Mine.")
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"of another")
+    assert command(finished, "ann/tuned", "--update") == 0
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert {"model.safetensors", "adapter/adapter_config.json", "notes.md"} <= names
+    assert not names & {"adapter_config.json", "adapter_model.safetensors"}
+    assert "model-00001-of-00002.safetensors" not in names
+    assert command(finished, "ann/tuned", "--update", "--adapter-only") == 0
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert "adapter_model.safetensors" in names and "notes.md" in names
+    assert not names & {"model.safetensors", "config.json", "adapter/adapter_config.json"}
+
+
+def test_nothing_private_is_put_where_all_can_read_it(finished, here, account, capsys):
+    api = huggingface_hub.HfApi()
+    api.create_repo("ann/open")
+    said = refused(capsys, finished, "ann/open", "--private")
+    assert "ann/open exists and is public; make it private in its settings" in said
+    assert account.commits == []
+
+
+def test_only_the_model_and_its_tokenizer_go_along(finished, here, account):
+    (finished / "merged" / "credentials.json").write_text("{}")
+    (finished / "adapter" / "notes.txt").write_text("Mine.")
+    assert command(finished, "ann/tuned") == 0
+    ((_, paths),) = account.commits
+    assert {"model.safetensors", "tokenizer.json", "adapter/adapter_config.json"} <= {*paths}
+    assert not {"credentials.json", "adapter/notes.txt"} & {*paths}
+
+
 def test_no_network_is_said(finished, capsys, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -263,6 +307,10 @@ def test_a_hub_that_misbehaves_while_files_are_sent_ends_in_a_line_and_the_comma
     """Each time something else goes wrong, and each time the command that is named is given."""
     monkeypatch.setattr("run.inputs.PATIENCE", 0.5)
     monkeypatch.setattr(publish, "checked", lambda *_: (None, None))
+    account.odd = {"api/repos/create": never}
+    assert command(finished, "ann/tuned", "--private") == 1
+    again = f"{finished} ann/tuned --private goes on from there"
+    assert again in capsys.readouterr().err  # or else what is private would become public
     again = f"python -m run publish {finished} ann/tuned goes on from there"
     commit = "api/models/ann/tuned/commit/main"
     for path, answer in (
@@ -273,10 +321,6 @@ def test_a_hub_that_misbehaves_while_files_are_sent_ends_in_a_line_and_the_comma
         said = command(finished, "ann/tuned"), capsys.readouterr().err
         assert said[0] == 1 and again in said[1] and said[1].count("\n") == 1, (path, answer)
         assert account.commits == []
-    account.odd = {"api/repos/create": never}
-    assert command(finished, "ann/tuned", "--private") == 1
-    again = f"{finished} ann/tuned --private goes on from there"
-    assert again in capsys.readouterr().err  # or else what is private would become public
     assert command(finished, "ann/tuned") == 0 and len(account.commits) == 1
 
 

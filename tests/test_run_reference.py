@@ -118,6 +118,17 @@ def test_the_adapter_that_a_run_starts_from_stays_the_reference_as_the_policy_mo
     assert reference_of(model, **settings).hash != reference.hash
 
 
+def test_the_same_matrices_with_another_alpha_are_another_reference(model):
+    """What is cached under the one must not be read as the other."""
+    settings = {"adapter": "some/adapter", "reference": "adapter"}
+    first = reference_of(model, **settings).hash
+    assert reference_of(model, **settings).hash == first
+    for layer in lora.lora_layers(model).values():
+        layer.alpha *= 4
+        layer.scale *= 4
+    assert reference_of(model, **settings).hash != first
+
+
 @torch.no_grad()
 def test_a_continued_adapter_is_the_reference_unless_the_base_is_asked_for(model, batch):
     adapter = logps_of(model, batch)

@@ -297,7 +297,7 @@ def test_an_architecture_that_reads_no_tries_is_trained_all_the_same(
     "more, complaint",
     [
         ({"model": "/no/such/model"}, "no such folder"),
-        ({"model": "nobody/nothing"}, "not in the local cache and the Hub cannot be reached"),
+        ({"model": "nobody/nothing"}, "not in the local cache, and the Hub cannot be reached"),
         ({"model": "a b"}, "neither a folder here nor a model on the Hub"),
         ({"device": "cuda"}, "--device cuda cannot be used here"),
         ({"device": "potato"}, "--device potato"),

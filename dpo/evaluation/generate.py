@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
 
 from data.encode import EncodedQuestion, stop_of
 from data.trees import Tokens
@@ -62,6 +63,16 @@ def contiguous_head(model: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def as_it_is(model: Any) -> Iterator[None]:
+    """Within the block the model's own settings of generation, as a repetition penalty, are off."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 class Drawing(NamedTuple):
     """How answers are written."""
 
@@ -79,7 +90,7 @@ def keeps_cache(model: Any) -> bool:
     ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
     some = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
     try:
-        with contiguous_head(model):
+        with contiguous_head(model), as_it_is(model):
             model.generate(input_ids=ids, attention_mask=ids, **some)
     except (ValueError, TypeError, AttributeError, KeyError, IndexError):
         return False
@@ -95,14 +106,14 @@ def answers(
     Prompts are token ids, the BOS included, and `stop` ends an answer. `model` is a causal language
     model of transformers, its adapters as they are switched.
     """
-    drawn = {"do_sample": True, "temperature": drawing.temperature, "top_k": 0, "top_p": 1.0}
+    drawn = {"do_sample": True, "temperature": drawing.temperature, "top_k": 0}
     how = drawn if drawing.temperature else {"do_sample": False}
     how["use_cache"] = keeps_cache(model)
     torch.manual_seed(drawing.seed)
     found: list[tuple[Tokens, bool]] = []
     for first in range(0, len(prompts), PROMPTS_AT_ONCE):
         ids, mask = left_padded(prompts[first : first + PROMPTS_AT_ONCE], stop)
-        with contiguous_head(model):
+        with contiguous_head(model), as_it_is(model):
             out = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
                 max_new_tokens=drawing.max_tokens, eos_token_id=stop, pad_token_id=stop, **how,

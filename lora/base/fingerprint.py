@@ -31,5 +31,7 @@ def base_hash(model: Any) -> str:
 
     Its state holds a quantised base's scales too.
     """
-    config = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
+    settings = model.config.to_dict()
+    settings.pop("transformers_version", None)  # of whoever reads it
+    config = json.dumps(settings, sort_keys=True, default=str)
     return fingerprint(config, model.state_dict().items())

@@ -5,6 +5,8 @@ A token for gated and private models is the one that huggingface_hub finds, as i
 
 import functools
 import gc
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,14 @@ from lora.files import FULL, expanded, whole_folder
 BUILTIN_HUB_ID = "google/gemma-3-270m"  # what the built-in weights were made from
 GEMMA_TERMS = "Gemma is provided under and subject to the terms at ai.google.dev/gemma/terms"
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+INDEX = "model.safetensors.index.json"
+NOTICES = ("NOTICE*", "LICENSE*")
+# What belongs to a model beside its weights; its folder may hold anything.
+BESIDE = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "tekken.json", "*.model", "*.jinja", "chat_template*", *NOTICES,
+)  # fmt: skip
 
 
 def model_folder(name: str, revision: str | None = None, files: Sequence[str] = FILES) -> Path:
@@ -57,8 +67,8 @@ def model_folder(name: str, revision: str | None = None, files: Sequence[str] = 
         ) from None
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
         raise ModelError(
-            f"--model {name} is not in the local cache and the Hub cannot be reached; check the "
-            "network and HF_HUB_OFFLINE, or use --model builtin"
+            f"--model {name} is no folder here, it is not in the local cache, and the Hub cannot "
+            "be reached; check the name, the network and HF_HUB_OFFLINE, or take builtin"
         ) from None
     except Exception as error:
         if getattr(error, "errno", None) in FULL:
@@ -76,6 +86,37 @@ def folder_of(name: str, revision: str | None = None, files: Sequence[str] = FIL
     if not (folder / "config.json").is_file():
         raise ModelError(f"--model {folder} is no model: it has no config.json")
     return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold a model's weights, as `from_pretrained` finds them.
+
+    Others may lie there, as the same weights under the names of another library.
+
+    Raises:
+        ModelError: the index is damaged, or names files elsewhere.
+    """
+    if not (folder / INDEX).is_file():
+        return [folder / "model.safetensors"]
+    with reading(f"{folder / INDEX} cannot be read"):
+        text = (folder / INDEX).read_text(encoding="utf-8")
+        names = set(json.loads(text)["weight_map"].values())
+        outside = any(Path(name).name != name for name in names)
+    if outside:
+        raise ModelError(f"{folder / INDEX} names files outside its folder")
+    return [folder / name for name in sorted(names)]
+
+
+def files_beside(folder: Path, patterns: Sequence[str] = BESIDE) -> list[Path]:
+    """Return the files of configuration, tokenizer and notices in a model's folder."""
+    return sorted({file for pattern in patterns for file in folder.glob(pattern)})
+
+
+def copy_beside(folder: Path, new: Path, patterns: Sequence[str] = BESIDE) -> None:
+    """Copy a model's `files_beside` into another folder; what is there already stays."""
+    for file in files_beside(folder, patterns):
+        if file.is_file() and not (new / file.name).exists():
+            shutil.copyfile(file, new / file.name)
 
 
 def builtin_path(cache: Path | None = None) -> Path:
