@@ -45,9 +45,7 @@ def backward(model: Any, batch: data.PairBatch, reference: Reference, config: Co
         questions=batch.questions, chosen_answers=chosen, **config.loss_settings(),
     )  # fmt: skip
     loss = pairs.loss @ batch.weights  # which sum to 1 over a step: eq. (15) of docs/math.md
-    anchor = (
-        divergence @ batch.anchors.weights
-    )  # KL(pi_ref || pi) a token: eq. (24) of docs/math.md
+    anchor = divergence @ batch.anchors.weights  # KL to pi_ref a token: eq. (24) of docs/math.md
     fallen = torch.relu(reference_logps - logps)[chosen] @ batch.weights  # eq. (25) of docs/math.md
     (loss + config.anchor_weight * anchor + config.fall_weight * fallen).backward()
     log = PairLog(*pairs, logps[chosen], logps[rejected], batch.weights, batch.questions)

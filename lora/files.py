@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -65,11 +65,14 @@ def whole(path: Path) -> Iterator[Path]:
             if old.exists() and not path.exists():  # interrupted between the two
                 os.replace(old, path)
             shutil.rmtree(scratch, ignore_errors=True)
-            with suppress(OSError):
-                for (
-                    folder
-                ) in made:  # innermost first, as long as they are empty: nothing came of it
-                    folder.rmdir()
+            remove_empty(made)
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, innermost first, as long as they are empty: nothing came of what made them."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextmanager

@@ -32,10 +32,8 @@ class Anchors:
 
     def __init__(self, sampling: dpo.Sampling) -> None:
         self.sampling = sampling
-        self.state: dict[str, Any] = {
-            "steps": 0,
-            "fingerprint": "",
-        }  # so many steps, and the anchors in them
+        # So many steps, and a digest of the anchors in them.
+        self.state: dict[str, Any] = {"steps": 0, "fingerprint": ""}
         self._before = self.state  # of the run before it was interrupted, which had fewer steps
 
     def draw(

@@ -57,7 +57,6 @@ LARGEST = 2**31  # of a count, so that the product of two is a machine's number
 HUGE = 1e30  # of any other number, so that the product of a few is finite
 MOST_THREADS = 1024
 WRITTEN = 48  # tokens that a model writes after a prompt, or --anchor-tokens if they are more
-ADAPTER_NOW = "with an adapter it is the default; write nothing, or `{}`"
 Number = TypeVar("Number", int, float)
 
 
@@ -444,7 +443,7 @@ class Config:
 
         Free to change: how long, on what device, what is saved. Epochs and steps may only grow.
         """
-        changed, earlier = [], _under_new_names(earlier)
+        changed = []
         for name, value in self.settings().items():
             before: Any = earlier.get(name, value)
             before = [before] if name == "data" and isinstance(before, str) else before
@@ -483,10 +482,6 @@ def parse(
         UsageError: a flag, a value or the file is wrong.
     """
     given = sys.argv[1:] if argv is None else argv
-    if "--reference-adapter" in given:
-        raise UsageError(
-            f"--reference-adapter is gone: {ADAPTER_NOW.format('--reference adapter')}"
-        )
     parser = Parser(program, description=does, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="settings to start from")
     hints = get_type_hints(Config)
@@ -593,7 +588,6 @@ def _flags_in(path: Path, kinds: dict[str, Any]) -> list[str]:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(settings, dict):
         raise UsageError("it holds no `name: value` lines")
-    _refuse_old_names(settings)
     flags: list[str] = []
     for name, value in settings.items():
         if name not in kinds or name in ("debug", "resume"):
@@ -616,32 +610,6 @@ def _hint(name: str, kinds: Mapping[str, Any]) -> str:
     if kinds.get(on) is bool and on != name:
         return f"; write `{on}: {'false' if getattr(Config, on) else 'true'}`"
     return closest(name, kinds)
-
-
-def _refuse_old_names(settings: dict[str, Any]) -> None:
-    """Take `reference_adapter` out of a file of before, where it made no difference.
-
-    Raises:
-        UsageError: it made one; the message says what to write now.
-    """
-    chosen = settings.pop("reference_adapter", None)
-    if chosen:
-        raise UsageError(f"reference_adapter is gone: {ADAPTER_NOW.format('reference: adapter')}")
-    if chosen is False and settings.get("adapter") and not settings.get("reference_free"):
-        if "reference" not in settings:
-            raise UsageError(
-                "reference_adapter is gone: write `reference: base` in its place to keep the bare "
-                "base, or nothing to take the adapter as the reference"
-            )
-
-
-def _under_new_names(earlier: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a run's settings with `reference`, which once was `reference_adapter`."""
-    if "reference" in earlier or not earlier.get("adapter"):
-        return earlier  # without an adapter the reference was the base, and is
-    chosen, free = earlier.get("reference_adapter"), earlier.get("reference_free")
-    named = ("auto" if free else "adapter") if chosen else "base"
-    return {**earlier, "reference": named}
 
 
 def _may_be(value: Any, kind: Any) -> bool:

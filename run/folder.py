@@ -22,7 +22,7 @@ from platformdirs import user_cache_path
 
 from data import split_share
 from dpo import curves_figure
-from lora.files import FULL, PART, whole, write_text, writing
+from lora.files import FULL, PART, remove_empty, whole, write_text, writing
 from run.errors import UsageError
 
 
@@ -64,9 +64,7 @@ def claimed(
             shutil.rmtree(left, ignore_errors=True)
         yield folder
     finally:
-        with contextlib.suppress(OSError):
-            for path in made:  # innermost first, as long as they are empty: nothing came of it
-                path.rmdir()
+        remove_empty(made)
         os.close(handle)
 
 

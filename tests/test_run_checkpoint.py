@@ -127,63 +127,6 @@ def test_the_starting_adapter_stays_the_reference_also_when_its_scores_are_lost(
     assert (cut / LAST).read_bytes() == (whole / LAST).read_bytes()
 
 
-@pytest.mark.parametrize("anchored", [False, True])
-def test_a_continued_run_of_before_goes_on_with_its_own_reference_or_is_refused_by_name(
-    run, counted, anchored
-):
-    """Its files have `reference_adapter`: false was the bare base, true the starting adapter."""
-    own, other = ("adapter", "base") if anchored else ("base", "adapter")
-    more = {"adapter": str(run("start", epochs=9, lr=0.1) / "adapter"), "merge": True}
-    whole = run("whole", **more, reference=own)
-    with pytest.raises(Stopped):
-        run("cut", counted(After(3)), **more, reference=own)
-    cut = whole.with_name("cut")
-    under_old_names(cut, anchored)
-    asked = "write nothing, or `reference: adapter`" if anchored else "write `reference: base`"
-    with pytest.raises(UsageError, match=asked):
-        parse(["--resume", str(cut)])
-    kept = (cut / "config.yaml").read_text()
-    old_line = f"reference_adapter: {str(anchored).lower()}\n"
-    (cut / "config.yaml").write_text(kept.replace(old_line, f"reference: {other}\n"))
-    with pytest.raises(UsageError, match=f"--reference was {own} and is {other}"):
-        train.run(parse(["--resume", str(cut)]))
-    (cut / "config.yaml").write_text(kept.replace(old_line, f"reference: {own}\n"))
-    train.run(parse(["--resume", str(cut)]))
-    assert (cut / LAST).read_bytes() == (whole / LAST).read_bytes()
-
-
-def under_old_names(folder, anchored):
-    """Make a run's files those of a version that had `reference_adapter`."""
-    for path in checkpoint.saved(folder):
-        facts = json.loads((path / checkpoint.FACTS).read_text())
-        del facts["config"]["reference"]
-        facts["config"]["reference_adapter"] = anchored
-        content = (path / checkpoint.TENSORS).read_bytes()
-        facts["sha256"] = checkpoint._digest(content, facts)
-        (path / checkpoint.FACTS).write_text(json.dumps(facts))
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    del config["reference"]
-    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"reference_adapter": anchored}))
-
-
-def test_what_was_before_is_told_from_settings_of_before():
-    """By hand, without a run: (settings of before, today's settings, what is refused)."""
-    for before, now, refused in [
-        ({"reference_adapter": False}, Config(), ""),
-        ({"reference_adapter": False, "adapter": None}, Config(reference="auto"), ""),
-        ({"reference_adapter": True, "adapter": "a"}, Config(adapter="a", reference="adapter"), ""),
-        ({"reference_adapter": False, "adapter": "a"}, Config(adapter="a", reference="base"), ""),
-        ({"adapter": "a"}, Config(adapter="a", reference="adapter"), "--reference was base and is"),
-        ({"reference_adapter": True, "adapter": "a", "reference_free": True},
-         Config(adapter="a", reference_free=True), ""),
-        ({"adapter": "a", "reference_free": True},
-         Config(adapter="a", reference_free=True), "--reference was base and is auto"),
-        ({"adapter": "a", "reference": "adapter"}, Config(adapter="a", reference="adapter"), ""),
-    ]:  # fmt: skip
-        found = now.changes(before)
-        assert found.startswith(refused) and bool(found) == bool(refused), (before, found)
-
-
 def test_a_kill_between_two_checkpoints_loses_the_steps_between_them_and_nothing_else(
     run, monkeypatch
 ):

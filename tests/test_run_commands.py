@@ -48,7 +48,7 @@ from run.errors import HubError, Stopped, UsageError
         ("--rank-pattern v_proj=x", "--rank-pattern 'v_proj=x' is not NAME=NUMBER"),
         ("--alpha-pattern (=2", "--alpha-pattern '(=2' is not NAME=NUMBER"),
         ("--reference adapter", "--reference adapter needs --adapter DIR"),
-        ("--adapter a --reference-adapter", "write nothing, or `--reference adapter`"),
+        ("--compile on --checkpointing on", "--compile on and --checkpointing on do not go"),
         (
             "--reference base --reference-free",
             "--reference base names a reference that --reference",
@@ -98,8 +98,6 @@ def test_a_wrong_flag_or_value_is_one_line_and_status_2(argv, complaint, capsys)
     "text, complaint",
     [
         ("rnak: 8", "unknown setting 'rnak'; did you mean rank?"),
-        ("reference_adapter: true\nadapter: a", "write nothing, or `reference: adapter`"),
-        ("reference_adapter: false\nadapter: a", "write `reference: base` in its place to keep"),
         ("rank: eight", "argument --rank: invalid int value: 'eight'"),
         ("rank: 1.5", "argument --rank: invalid int value: '1.5'"),
         ("rank: [8]", "rank: [8] is no value"),
@@ -130,16 +128,6 @@ def test_a_wrong_flag_beside_a_configuration_file_is_not_the_files(tmp_path):
     for argv in (["--loss", "sigmund"], ["--loss=sigmund"]):
         with pytest.raises(UsageError, match="^--loss sigmund: unknown loss"):
             parse(["--config", str(path), *argv])
-
-
-def test_a_file_of_before_is_read_as_ever_where_no_adapter_was_continued(tmp_path):
-    """Each such file has the line, and the reference was the base, and is."""
-    path = tmp_path / "x.yaml"
-    path.write_text("reference_adapter: false\nadapter: null\nrank: 4\n")
-    config = parse(["--config", str(path)])
-    assert config == Config(rank=4) and not config.starts_at_reference
-    path.write_text("reference_adapter: false\nadapter: a\nreference: base\n")
-    assert not parse(["--config", str(path)]).starts_at_reference  # it has both, and they agree
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from conftest import small_model
 from families import family_model
 
-from lora import BUILTIN_HUB_ID, add_lora, save_adapter
+from lora import BUILTIN_HUB_ID, Patterns, add_lora, save_adapter
 from run.config import Config
 from run.inputs import (
     PRODUCTS_KEPT,
@@ -39,6 +39,20 @@ def test_an_adapter_made_for_another_base_gets_a_word(tmp_path, made_for, base, 
     said = of_other_base(tmp_path / "adapter", base)
     assert bool(said) == other
     assert not other or (made_for in said and base in said and said.endswith("\n"))
+
+
+def test_the_settings_of_a_continued_adapter_are_the_runs(tmp_path):
+    """Whatever was given, the card and config.yaml tell what was trained."""
+    model = small_model()
+    add_lora(model, rank=3, alpha=6, dropout=0.25, patterns=Patterns({"v_proj": 2}))
+    save_adapter(model, tmp_path / "adapter", "base")
+    given = Config(adapter=str(tmp_path / "adapter"), rank=5, alpha=64.0, rslora=True)
+    found = add_adapters(given, small_model())
+    assert (found.rank, found.alpha, found.dropout, found.rslora) == (3, 6.0, 0.25, False)
+    assert sorted(found.target_modules) == ["q_proj", "v_proj"]
+    assert found.patterns("rank_pattern", int) == {
+        f"model.layers.{i}.self_attn.v_proj": 2 for i in range(4)
+    }
 
 
 def test_a_run_that_starts_from_an_adapter_of_another_base_says_so_and_its_plan_does_not(

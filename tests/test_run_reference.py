@@ -118,6 +118,23 @@ def test_the_adapter_that_a_run_starts_from_stays_the_reference_as_the_policy_mo
     assert reference_of(model, **settings).hash != reference.hash
 
 
+def test_what_the_first_process_knows_is_what_all_know(model):
+    """Each has a disk of its own, and all must score the same answers together."""
+    reference, asked = reference_of(model, {"mine": 1.0}), []
+
+    class Second(World):
+        def of_first(self, make, *given):
+            return {"yours": 2.0}
+
+        def scores(self, scorer, label, to_score, known):
+            asked.append(dict(known))
+            return {"new": 3.0}
+
+    reference.add(None, Second(1, 2), [])
+    assert asked == [{"yours": 2.0}]
+    assert reference.scores == {"yours": 2.0, "new": 3.0}
+
+
 def test_the_same_matrices_with_another_alpha_are_another_reference(model):
     """What is cached under the one must not be read as the other."""
     settings = {"adapter": "some/adapter", "reference": "adapter"}

@@ -23,9 +23,10 @@ def test_the_command_shows_both_answers_to_held_out_and_to_given_questions(finis
 
 
 def test_chat_answers_line_by_line_until_the_input_ends(finished, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("Why?\n\n  How?\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"Why?\n\n{'long ' * 9999}\n  How?\n"))
     assert main(["sample", str(finished), "--chat", "--max-tokens", "3"]) == 0
-    assert capsys.readouterr().out.count("  tuned  ") == 2
+    said = capsys.readouterr().out
+    assert said.count("  tuned  ") == 2 and "--max-length" in said  # of the line that is too long
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_the_base_reads_neutral_text_once_for_all_runs(run, own_cache, monkeypat
 
 
 def test_an_adapter_that_is_the_reference_is_not_scaled_with_the_policy(run):
-    """Size 0 is the bare base: with --reference-adapter it is not what the run is compared with."""
+    """Size 0 is the bare base: with --reference adapter it is not what the run is compared with."""
     start = run("start", merge=False)
     onward = run(
         "onward", merge=False, adapter=str(start / "adapter"), reference="adapter", max_steps=1
