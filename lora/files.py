@@ -69,7 +69,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders, innermost first, as long as they are empty: nothing came of what made them."""
+    """Remove folders, innermost first, as long as they are empty: nothing came of them."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()

@@ -27,11 +27,12 @@ class Anchors:
     """Answers that the reference writes to the prompts of training (`--anchor-weight`).
 
     They depend on the reference, the prompt and the settings of `sampling`, and on no seed of the
-    run: another split, seed or learning rate finds what was drawn before.
+    run: another split, seed or rate finds what was drawn before. A run keeps its own beside
+    its checkpoints, since another machine or library may draw others.
     """
 
-    def __init__(self, sampling: dpo.Sampling) -> None:
-        self.sampling = sampling
+    def __init__(self, sampling: dpo.Sampling, run: Path) -> None:
+        self.sampling, self.kept = sampling, run / "checkpoints" / "anchors.safetensors"
         # So many steps, and a digest of the anchors in them.
         self.state: dict[str, Any] = {"steps": 0, "fingerprint": ""}
         self._before = self.state  # of the run before it was interrupted, which had fewer steps
@@ -50,7 +51,7 @@ class Anchors:
         questions = train.select(steps.questions())
         stop = data.stop_of(questions)
         file = self._file(reference.hash, stop)
-        known = world.of_first(read_drawn, file)
+        known = world.of_first(lambda: {**read_drawn(file), **read_drawn(self.kept)})
         prompts = [q.prompt for q in questions if prompt_key(q.prompt) not in known]
         if prompts:
             with reference.active(reference.model):
@@ -62,8 +63,12 @@ class Anchors:
         before = train.select(steps.questions(self._before["steps"]))
         if self._before["fingerprint"] not in ("", fingerprint(known, before)):
             raise UsageError(
-                f"--resume: the anchors are not those that the run was trained on; {file} was lost "
-                "or made anew, and another machine or library draws others"
+                f"--resume: the anchors are not those that the run was trained on; {self.kept} was "
+                "lost or damaged, and other ones were drawn"
+            )
+        if world.first:
+            write_drawn(
+                self.kept, {key: known[key] for key in (prompt_key(q.prompt) for q in questions)}
             )
         return train.map(lambda q: q._replace(anchors=known.get(prompt_key(q.prompt), ())))
 

@@ -147,7 +147,7 @@ class Training:
         self.counts, self.best = Counts(), Best(model, job.config.best)
         self.generators = Generators(job.world, job.config.seed)
         sampling = dpo.Sampling(job.config.anchor_samples, job.config.anchor_tokens)
-        self.anchors = Anchors(sampling)
+        self.anchors = Anchors(sampling, job.folder)
         self.parts: dict[str, Part] = {  # what must survive a kill
             "adapter": AdapterPart(model), "reference": reference, "best": self.best,
             "anchors": self.anchors, "generators": self.generators, "counts": self.counts,

@@ -94,8 +94,9 @@ def test_micro_batches_and_plain_rows_change_no_gradient(run, monkeypatch):
         assert found == pytest.approx([line[name] for line in expected], rel=1e-3, abs=1e-5)
 
 
-def of(reference_model, **settings):
-    return Anchors(dpo.Sampling(2, 5)), Reference(Config(**settings), reference_model, "hash")
+def of(reference_model, folder, **settings):
+    drawing = Anchors(dpo.Sampling(2, 5), folder)
+    return drawing, Reference(Config(**settings), reference_model, "hash")
 
 
 def questions():
@@ -121,12 +122,12 @@ class Trained:
         return sorted(self.order[:steps])
 
 
-def test_they_are_drawn_from_the_reference_and_not_from_the_policy():
+def test_they_are_drawn_from_the_reference_and_not_from_the_policy(tmp_path):
     model = small_model("llama", scale=0.2)
     base = dict(dpo.draw_anchors(model, [q.prompt for q in questions()], 2, dpo.Sampling(2, 5)))
     lora.add_lora(model, rank=2, alpha=4)
     randomise(model)
-    drawing, reference = of(model)
+    drawing, reference = of(model, tmp_path)
     before = torch.get_rng_state()
     found = drawing.draw(reference, World(), questions(), Trained(5, 0, 2), "tries")
     assert torch.equal(torch.get_rng_state(), before)  # the run's own draws are not moved
@@ -137,21 +138,27 @@ def test_they_are_drawn_from_the_reference_and_not_from_the_policy():
     assert tuned != base
 
 
-def test_a_run_goes_on_with_the_anchors_it_had_or_not_at_all(own_cache):
+def test_a_run_goes_on_with_the_anchors_it_had_or_not_at_all(own_cache, tmp_path):
     model = small_model("llama", scale=0.2)
     lora.add_lora(model, rank=2, alpha=4)
-    first, reference = of(model)
+    first, reference = of(model, tmp_path)
     first.draw(reference, World(), questions(), Trained(4, 1), "tries")
-    second, _ = of(model)
+    second, _ = of(model, tmp_path)
     second.load_state_dict(first.state_dict())
-    second.draw(reference, World(), questions(), Trained(4, 1, 0, 2), "tries")  # --max-steps grew
-    (file,) = (own_cache / "anchors").iterdir()
-    known = read_drawn(file)
+    more = Trained(4, 1, 0, 2)  # --max-steps grew
+    before = second.draw(reference, World(), questions(), more, "tries")
+    for file in (own_cache / "anchors").iterdir():
+        file.unlink()
+    third, _ = of(model, tmp_path)  # the cache is lost, and the run keeps its own
+    third.load_state_dict(second.state_dict())
+    again = third.draw(reference, World(), questions(), more, "tries")
+    assert repr([q.anchors for q in again]) == repr([q.anchors for q in before])
+    known = read_drawn(third.kept)
     key = prompt_key(questions()[4].prompt)
-    first, *rest = known[key]
-    write_drawn(file, known | {key: (first._replace(logps=first.logps - 0.1), *rest)})
+    one, *rest = known[key]
+    write_drawn(third.kept, known | {key: (one._replace(logps=one.logps - 0.1), *rest)})
     with pytest.raises(UsageError, match="--resume: the anchors are not those"):
-        second.draw(reference, World(), questions(), Trained(4, 1, 0, 2), "tries")
+        third.draw(reference, World(), questions(), more, "tries")
 
 
 def test_a_run_whose_steps_grow_goes_on_with_more_questions(run, own_cache):
