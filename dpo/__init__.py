@@ -19,7 +19,7 @@ from dpo.evaluation.measures import (
     pair_margins,
 )
 from dpo.evaluation.neutral import NEUTRAL_TOKENS, neutral_texts, perplexities, rise
-from dpo.evaluation.outcome import AtSize, MeasuredOn, Outcome, drift_of, no_drift, outcome_of
+from dpo.evaluation.outcome import AtSize, MeasuredOn, Outcome, drift_of, outcome_of
 from dpo.evaluation.pictures import evaluation_figure
 from dpo.evaluation.questions import QUESTIONS, evenly, in_words
 from dpo.logps import answer_logps, edge_logps

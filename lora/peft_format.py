@@ -138,11 +138,6 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
         rank, _ = patterns.of(name, *usual)
         expected[_key(name, "A")] = (rank, layer.in_features)
         expected[_key(name, "B")] = (layer.out_features, rank)
-        if rank > min(layer.in_features, layer.out_features):
-            raise ModelError(
-                f"{folder} has rank {rank} for {name}, whose weight is {layer.in_features} x "
-                f"{layer.out_features}; adapters of a larger rank than their weight are not read"
-            )
     actual = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     wrong = sorted(k for k in expected.keys() | actual.keys() if expected.get(k) != actual.get(k))
     if wrong:
@@ -153,6 +148,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
             f"{key} is {actual.get(key, 'missing')} in the file and "
             f"{expected.get(key, 'unknown')} here{_hint(actual)}"
         )
+    _check_ranks(folder, names, tensors)
     _check_shared(model, names, tensors)
     add_lora(model, *usual, config.get("lora_dropout") or 0.0, names, patterns)
     with torch.no_grad():
@@ -160,6 +156,21 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
             layer.A.copy_(tensors[_key(name, "A")].T)
             layer.B.copy_(tensors[_key(name, "B")].T)
     return names
+
+
+def _check_ranks(folder: str | Path, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse ranks beyond the smaller side of their weight, which PEFT allows.
+
+    Raises:
+        ModelError: there is one.
+    """
+    for name in names:
+        (rank, wide), (high, _) = (tensors[_key(name, letter)].shape for letter in "AB")
+        if rank > min(wide, high):
+            raise ModelError(
+                f"{folder} has rank {rank} for {name}, whose weight is {wide} x {high}; ranks "
+                "above the smaller side of a weight are not read"
+            )
 
 
 def _check_shared(model: Any, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:

@@ -195,7 +195,7 @@ def open_run(config: Config, world: World) -> Iterator[tuple[Path, Checkpoint | 
         UsageError: as `claimed` and `find`.
     """
     resume = config.resume is not None
-    private = others_may_not_read(*config.data, *config.eval_data, config.model, config.adapter)
+    private = others_may_not_read(*config.sources)
     claim = claimed(config.output_dir, resume, private) if world.first else nullcontext(Path())
     with claim as folder:
         point = find(config.resume or str(folder), folder) if resume and world.first else None

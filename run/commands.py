@@ -39,8 +39,6 @@ class Stop:
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is signal.SIG_IGN:  # nohup and the like want it so
-                    continue
                 self._before[number] = signal.signal(number, self._receive)
         return self
 

@@ -302,6 +302,11 @@ class Config:
         }  # fmt: skip
 
     @property
+    def sources(self) -> tuple[str | None, ...]:
+        """Return the names of all files and folders that a run reads, and of those on the Hub."""
+        return (*self.data, *self.eval_data, self.model, self.adapter)
+
+    @property
     def given_threads(self) -> int | None:
         """Return how many threads compute on a CPU; None is for auto to find.
 

@@ -46,9 +46,7 @@ def command(argv: list[str]) -> None:
     out = Path(args.output)
     if run.folder.resolve() in out.resolve().parents:
         raise UsageError(f"OUT {out} lies within {run.folder}, which stays as it is; name another")
-    private = others_may_not_read(
-        *config.data, *config.eval_data, config.model, config.adapter, str(run.folder)
-    )
+    private = others_may_not_read(*config.sources, str(run.folder))
     with claimed(args.output, private=private, flag="OUT") as folder:
         seconds = facts["seconds"].get("evaluate", 0)
         print(f"Every size is measured again; in {args.run} it took {seconds:.0f} s.", flush=True)

@@ -38,7 +38,7 @@ class Sizes:
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.on = dpo.MeasuredOn(held_out, dpo.neutral_texts(tokenizer, longest))
         self._answers = [held_out.map(dpo.all_answers)]
-        self._paragraphs = [[part for kind in self.on.texts.values() for part in kind]]
+        self._paragraphs = [self.on.paragraphs]
         smaller = scorer.budgets._replace(score=min(scorer.budgets.score, scorer.budgets.text))
         watch = partial(watch_answers, unit="paragraphs")
         self._apart = replace(scorer, joined=False, budgets=smaller, watch=watch)
@@ -110,7 +110,7 @@ class Sizes:
         """Score the held-out answers and the neutral text, and measure the drift, at one size."""
         old, texts = self._before, self._text_scores(size)
         if size == 0 and self.reference.is_base:
-            return dpo.AtSize(old, dpo.no_drift(self.on, old))
+            return dpo.AtSize(old, self.on.drift(old, old))
         with lora.adapter_scaled(self.model, size):
             scores = self.world.scores(self.scorer, f"At size {size:.5g}", self._answers)
             new = {**scores, **texts}

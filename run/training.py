@@ -107,10 +107,10 @@ class Ended(NamedTuple):
     log: dpo.StepLog
     norm: torch.Tensor
     rate: float
-    brought: Callable[[], None]  # waits for them
+    wait: Callable[[], None]  # until they are there
 
 
-def brought(device: torch.device) -> Callable[[], None]:
+def waiting_for(device: torch.device) -> Callable[[], None]:
     """Return what waits until a device has done what it was given so far."""
     if device.type != "cuda":
         return lambda: None
@@ -320,7 +320,7 @@ class Training:
         self.counts.step = done = step + 1
         self._watch_pace(log)
         numbers = log.to("cpu", non_blocking=True), norm.to("cpu", non_blocking=True)
-        self.ended.append(Ended(step, pairs, *numbers, rate, brought(norm.device)))
+        self.ended.append(Ended(step, pairs, *numbers, rate, waiting_for(norm.device)))
         evaluate = config.eval_every and (done % config.eval_every == 0 or done == total)
         save = log.stopped or done % config.save_every == 0 or done == total
         waiting = 1 if self.late and not evaluate and not save else 0
@@ -344,8 +344,8 @@ class Training:
         Raises:
             NumericError: it is not finite, and the run does not skip such steps.
         """
-        step, pairs, log, norm, rate, brought = ended
-        brought()
+        step, pairs, log, norm, rate, wait = ended
+        wait()
         rest = {"anchor": float(log.anchor), "grad_norm": float(norm), "learning_rate": rate}
         metrics = dpo.step_metrics(log.pairs, self.config.beta) | rest
         if not (trouble := dpo.not_finite(metrics)):

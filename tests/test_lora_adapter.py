@@ -262,6 +262,17 @@ def test_a_setting_that_is_missing_or_not_supported_is_an_error(
         load_adapter(small_model("gemma2"), tmp_path)
 
 
+def test_a_rank_that_peft_allows_and_no_layer_here_can_have_is_named(model, tmp_path):
+    save_adapter(model, tmp_path, base_model="some/base")
+    damage(tmp_path, r=40, rank_pattern={}, lora_alpha=8, alpha_pattern={})
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = {k: torch.zeros(40, v.shape[1]) if ".lora_A." in k else torch.zeros(len(v), 40)
+               for k, v in load_file(file).items()}  # fmt: skip
+    save_file(tensors, file)
+    with pytest.raises(ModelError, match=r"has rank 40 for model.layers.0.self_attn.\w_proj"):
+        load_adapter(small_model("gemma2"), tmp_path)
+
+
 def test_missing_and_damaged_files_are_named(model, tmp_path):
     with pytest.raises(ModelError, match=r"adapter_config.json is missing"):
         load_adapter(small_model("gemma2"), tmp_path)

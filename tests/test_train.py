@@ -305,7 +305,7 @@ def test_an_architecture_that_reads_no_tries_is_trained_all_the_same(
         ({"rank": 20}, "rank 20 does not fit"),
         ({"target_modules": ("query",)}, "'query' matches no module"),
         ({"template": "chat"}, "no chat template"),
-        ({"max_length": 3}, "--max-length is 3"),
+        ({"max_length": 3}, "at most 3 tokens are read"),
         ({"eval_fraction": 0.01}, "--eval-fraction 0.01"),
     ],
 )

@@ -10,7 +10,7 @@ from dpo.evaluation.generate import AsReference
 from dpo.evaluation.measures import believed, compare, pair_margins
 from dpo.evaluation.neutral import Texts, perplexities, perplexity
 from dpo.evaluation.questions import in_words
-from dpo.scoring import Scores
+from dpo.scoring import Answers, Scores
 
 
 class Outcome(NamedTuple):
@@ -33,6 +33,19 @@ class MeasuredOn(NamedTuple):
     questions: Sequence[EncodedQuestion]  # held out
     texts: Texts  # the neutral ones
 
+    @property
+    def paragraphs(self) -> list[Answers]:
+        """Return those of all kinds of neutral text."""
+        return [paragraph for kind in self.texts.values() for paragraph in kind]
+
+    def drift(self, old: Scores, new: Scores, kl: tuple[float, float] = (0.0, 0.0)) -> Drift:
+        """Return how far a model is from its reference, by their log-probs and a KL."""
+        texts, every = self.texts, self.paragraphs
+        return Drift(
+            *kl, *change(self.questions, old, new), perplexity(every, old), perplexity(every, new),
+            perplexities(texts, old), perplexities(texts, new),
+        )  # fmt: skip
+
 
 class AtSize(NamedTuple):
     """An adapter at one size."""
@@ -47,21 +60,9 @@ def drift_of(model: Any, reference: AsReference, on: MeasuredOn, old: Scores, ne
     `old` and `new` are the log-probs of all answers and paragraphs, by the reference and by the
     model. Within `reference(model)` the model is its reference.
     """
-    questions, texts = on
-    some = [questions[i] for i in range(min(PROMPTS, len(questions)))]
-    kl = kl_to_reference(model, reference, [q.prompt for q in some], stop_of(questions))
-    every = [paragraph for kind in texts.values() for paragraph in kind]
-    return Drift(
-        *kl, *change(questions, old, new), perplexity(every, old), perplexity(every, new),
-        perplexities(texts, old), perplexities(texts, new),
-    )  # fmt: skip
-
-
-def no_drift(on: MeasuredOn, scores: Scores) -> Drift:
-    """Return the drift of a reference, whose scores these are, from itself."""
-    every = [paragraph for kind in on.texts.values() for paragraph in kind]
-    whole, kinds = perplexity(every, scores), perplexities(on.texts, scores)
-    return Drift(0.0, 0.0, 0.0, 0.0, whole, whole, kinds, kinds)
+    some = [on.questions[i] for i in range(min(PROMPTS, len(on.questions)))]
+    kl = kl_to_reference(model, reference, [q.prompt for q in some], stop_of(on.questions))
+    return on.drift(old, new, kl)
 
 
 def outcome_of(

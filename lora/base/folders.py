@@ -97,7 +97,8 @@ def weight_files(folder: Path) -> list[Path]:
         ModelError: the index is damaged, or names files elsewhere.
     """
     if not (folder / INDEX).is_file():
-        return [folder / "model.safetensors"]
+        one = folder / "model.safetensors"
+        return [one] if one.is_file() else sorted(folder.glob("*.safetensors"))
     with reading(f"{folder / INDEX} cannot be read"):
         text = (folder / INDEX).read_text(encoding="utf-8")
         names = set(json.loads(text)["weight_map"].values())
