@@ -64,7 +64,9 @@ class World(NamedTuple):
 
     def of_first(self, make: Callable[..., Item], *given: Any) -> Item:
         """Return what the first process makes; the others take it from there."""
-        return self.gather(make(*given) if self.first else None)[0]  # type: ignore[return-value]
+        mine: Any = make(*given) if self.first else None
+        made: Item = self.gather(mine)[0]
+        return made
 
     def in_step(
         self, batches: Iterable[Item], passes: int = 1, *, idle: Callable[[int], None]

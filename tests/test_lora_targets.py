@@ -217,12 +217,13 @@ def test_layers_too_small_for_the_rank_are_named_with_the_patterns_that_would_he
     assert "shared_expert_gate" in ends(add_lora(model, 2, 4, 0.0, "all-linear", patterns))
 
 
-def test_layers_that_share_a_weight_share_its_adapter(tmp_path):
-    """Zamba 2 has one attention block at several depths."""
+@pytest.mark.parametrize("rank", [1, 2])
+def test_layers_that_share_a_weight_share_its_adapter(tmp_path, rank):
+    """Zamba 2 has one attention block at several depths. A of rank 1 is its own transpose."""
     model = family_model("zamba2")
     ids = torch.arange(3, 20)[None]
     before = model(ids).logits
-    names = add_lora(model, 2, 4)
+    names = add_lora(model, rank, 4)
     assert len(names) == 4 and len(set(lora_layers(model).values())) == 2
     assert len(adapter_parameters(model)) == 4
     randomise(model)
