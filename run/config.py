@@ -614,7 +614,7 @@ def _hint(name: str, kinds: Mapping[str, Any]) -> str:
     on = str(name).replace("-", "_").removeprefix("no_")
     if kinds.get(on) is bool and on != name:
         return f"; write `{on}: {'false' if getattr(Config, on) else 'true'}`"
-    return closest(name, kinds)
+    return closest(name, kinds.keys() - {"debug", "resume"})
 
 
 def _may_be(value: Any, kind: Any) -> bool:

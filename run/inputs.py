@@ -218,10 +218,14 @@ def add_adapters(config: Config, model: Any) -> Config:
 
 
 def with_own_settings(config: Config, model: Any) -> Config:
-    """Return the settings with those of the adapter that the run goes on with."""
+    """Return the settings with those of the adapter that the run goes on with.
+
+    Those that no flag can say, such as PEFT's alpha of 0, would make a config.yaml that cannot be
+    read again, and all stay as they were given then.
+    """
     layers = lora.lora_layers(model)
     rank, alpha = (mode(getattr(m, kind) for m in layers.values()) for kind in ("rank", "alpha"))
-    return replace(
+    own = replace(
         config,
         rank=rank,
         alpha=float(alpha),
@@ -231,6 +235,11 @@ def with_own_settings(config: Config, model: Any) -> Config:
         rank_pattern=tuple(f"{n}={m.rank}" for n, m in layers.items() if m.rank != rank),
         alpha_pattern=tuple(f"{n}={m.alpha}" for n, m in layers.items() if m.alpha != alpha),
     )
+    try:
+        own.validate()
+    except UsageError:
+        return config
+    return own
 
 
 def left_frozen(others: Mapping[str, int], model: Any) -> str:

@@ -53,6 +53,11 @@ def test_the_settings_of_a_continued_adapter_are_the_runs(tmp_path):
     assert found.patterns("rank_pattern", int) == {
         f"model.layers.{i}.self_attn.v_proj": 2 for i in range(4)
     }
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps(settings | {"lora_alpha": 0})
+    )
+    assert add_adapters(given, small_model()) == given  # which no flag could say again
 
 
 def test_a_run_that_starts_from_an_adapter_of_another_base_says_so_and_its_plan_does_not(
